@@ -1,0 +1,37 @@
+# Two commands do everything, set-up included:
+#   make train   the main job on the embedded data
+#   make test    the tests
+
+UV_VERSION := 0.13.8
+PYTHON := .venv/bin/python
+UV := $(shell command -v uv || echo .uv/bin/uv)
+
+.PHONY: train test test-all check setup requirements clean
+
+setup: $(PYTHON)
+
+train: setup
+	$(PYTHON) -m train multiperceptual_normal --k 2 --random-select --compare-direct
+
+test: setup
+	$(PYTHON) -m pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(PYTHON) -m pytest
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PYTHON) -m pytest -m "not slow and not gpu"
+
+$(PYTHON): uv.lock pyproject.toml
+	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }
+	$(UV) sync --frozen
+	@touch $(PYTHON)
+
+# The exact versions of uv.lock for users of pip and conda.
+requirements: setup
+	$(UV) export --frozen --no-dev --no-hashes --no-emit-project --output-file requirements.txt
+
+clean:
+	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,83 @@
+"""Paths through the graph of domains → tensors, each shared prefix computed once.
+
+Nodes are domains, edges are networks; nothing here knows a domain by name.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from transfers import Edge
+from utils import UserError
+
+Path = tuple[str, ...]
+
+
+class TaskGraph(nn.Module):
+    """The networks of some edges, and the values of paths over them.
+
+    All networks are frozen and in eval mode, whatever `train()` is called, but the one
+    of the edge `target` (none where it is None).
+    """
+
+    def __init__(self, networks: Mapping[Edge, nn.Module], target: Edge | None = None) -> None:
+        super().__init__()
+        self.target_edge = target
+        self._names = {edge: "2".join(edge) for edge in networks}
+        self.networks = nn.ModuleDict({self._names[e]: net for e, net in networks.items()})
+        if target is not None and target not in networks:
+            raise UserError(f"the graph has no network {' → '.join(target)}")
+        for edge, network in networks.items():
+            network.requires_grad_(edge == target)
+        self.train()
+
+    @property
+    def target(self) -> nn.Module:
+        """The one network that trains."""
+        return self.networks[self._names[self.target_edge]]
+
+    def train(self, mode: bool = True) -> "TaskGraph":
+        super().train(False)
+        if self.target_edge is not None:
+            self.target.train(mode)
+        return self
+
+    def sample(
+        self, paths: Mapping[str, Sequence[str]], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The value (B, C, H, W) of each named path, e.g. {"f(n(x))": ("rgb", "normal", …)}.
+
+        `batch` holds the ground truths {task: (B, C, H, W)}, the paths' first steps. A
+        network runs once for each distinct prefix, however many paths share it.
+        """
+        values: dict[Path, Tensor] = {}
+
+        def value(path: Path) -> Tensor:
+            if path not in values:
+                if len(path) == 1:
+                    if path[0] not in batch:
+                        raise UserError(f"the batch has no {path[0]} (it has: {', '.join(batch)})")
+                    values[path] = batch[path[0]]
+                else:
+                    values[path] = self._network(path[-2:])(value(path[:-1]))
+            return values[path]
+
+        return {name: value(tuple(path)) for name, path in paths.items()}
+
+    def has(self, edge: Edge) -> bool:
+        """Whether the graph holds the network of that edge."""
+        return tuple(edge) in self._names
+
+    def _network(self, edge: Edge) -> nn.Module:
+        if edge not in self._names:
+            targets = [target for source, target in self._names if source == edge[0]]
+            raise UserError(
+                f"the graph has no network {' → '.join(edge)}; "
+                f"from {edge[0]} it has: {', '.join(targets) or 'none'}"
+            )
+        return self.networks[self._names[edge]]
+
+
+def edges_of(paths: Mapping[str, Sequence[str]]) -> list[Edge]:
+    """The distinct edges that the paths walk, in order of first use."""
+    return list(dict.fromkeys(e for p in paths.values() for e in zip(p, p[1:], strict=False)))

@@ -1,0 +1,1 @@
+"""Programs, each run with `python -m scripts.NAME`."""

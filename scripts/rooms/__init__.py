@@ -1,0 +1,1 @@
+"""Procedural indoor rooms in Taskonomy's encodings: scene -> trace -> shade -> domains."""

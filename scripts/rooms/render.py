@@ -1,0 +1,263 @@
+"""Renders one view of a scene: camera pose, geometry of every pixel, anti-aliased rgb.
+
+Camera frame: x right, y down, z forward (the frame of Taskonomy's normals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from . import shade
+from .scene import LABEL, Scene
+from .surfaces import shell_surface, thing_surface
+from .trace import FAR, dot, exit_box, length, nearest, screen_overlap, unit_frames
+
+HOLE = -1
+FIRST_THING = 1000  # surface ids: 6 * room + face below this, FIRST_THING + primitive from it
+
+
+# Places of the extra rays of an anti-aliased pixel (px from its centre): a rotated grid.
+SUBPIXEL = np.array([(-0.375, -0.125), (-0.125, 0.375), (0.125, -0.375), (0.375, 0.125)])
+
+
+@dataclass
+class Camera:
+    """Position (3,) m; rows of ``frame`` (3, 3) = right, down, forward in the world; field of view
+    (radians) across the square image."""
+
+    position: np.ndarray
+    frame: np.ndarray
+    view_angle: float
+
+
+@dataclass
+class Hits:
+    """What R rays hit; world frame, metres. ``surface`` is HOLE where there is nothing."""
+
+    t: np.ndarray  # (R,) depth along the optical axis
+    surface: np.ndarray  # (R,)
+    point: np.ndarray  # (R, 3)
+    normal: np.ndarray  # (R, 3)
+    curvature: np.ndarray  # (R, 2) 1/m, convex positive, the stronger one first
+    uv: np.ndarray  # (R, 2) m on the surface
+    material: np.ndarray  # (R,)
+    label: np.ndarray  # (R,)
+    openness: np.ndarray  # (R,) 0..1 share of the stray light
+    footprint: np.ndarray  # (R,) m that a pixel covers
+    inside: np.ndarray  # (R,) in the main room (not in one behind a doorway)
+    sample: np.ndarray  # (R,) which position on a light to test
+    borrow: np.ndarray  # (R,) index of the ray whose shadows are taken over; a ray's own: traced
+    smooth: Callable  # smooths shadows (R,) over neighbouring pixels
+
+
+@dataclass
+class View:
+    """One rendered view, arrays (S, S, ...)."""
+
+    rgb: np.ndarray  # (S, S, 3) uint8
+    depth: np.ndarray  # (S, S) m along the optical axis
+    normal: np.ndarray  # (S, S, 3) camera frame, pointing towards the camera
+    curvature: np.ndarray  # (S, S, 2)
+    label: np.ndarray  # (S, S)
+    hole: np.ndarray  # (S, S) bool
+    focal: float  # px
+
+
+def look(position, yaw, pitch, roll, view_angle) -> Camera:
+    """A camera at ``position`` looking along yaw (in the floor plane) and pitch (up positive)."""
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+    down = np.cross(forward, right)
+    right, down = (np.cos(roll) * right + np.sin(roll) * down,
+                   np.cos(roll) * down - np.sin(roll) * right)  # fmt: skip
+    return Camera(np.asarray(position, np.float32), np.stack([right, down, forward]), view_angle)
+
+
+class Renderer:
+    """Casts rays from one camera into a scene."""
+
+    def __init__(self, scene: Scene, camera: Camera, size: int):
+        self.scene, self.camera, self.size = scene, camera, size
+        self.focal = size / 2 / np.tan(camera.view_angle / 2)
+        self.frames = unit_frames(scene)
+        self.cell = max(4, size // 24)
+        self.overlap = screen_overlap(
+            scene, camera.position, camera.frame, self.focal, size, self.cell
+        )
+
+    def directions(self, u, v):
+        """World directions (R, 3) with unit depth of image places (px; 0.5 = first centre)."""
+        x, y = (u - self.size / 2) / self.focal, (v - self.size / 2) / self.focal
+        ray = np.stack([x, y, np.ones_like(x)], 1)
+        return (ray @ self.camera.frame).astype(np.float32)
+
+    def depths(self, u, v):
+        """t (R,), surface (R,) and world directions (R, 3)."""
+        scene, origin = self.scene, self.camera.position
+        directions = self.directions(u, v)
+        wall_t, face = exit_box(np.zeros(3), scene.size, origin, directions)
+        surface = face.copy()
+        exact = wall_t.copy()
+        for number, opening in enumerate(scene.openings):
+            leave = origin + wall_t[:, None] * directions
+            others = [k for k in range(3) if k != opening.face // 2]
+            through = face == opening.face
+            for k in others:
+                through &= (leave[:, k] > opening.low[k]) & (leave[:, k] < opening.high[k])
+            rays = np.nonzero(through)[0]
+            if opening.annex is None:
+                exact[rays], surface[rays] = FAR, HOLE
+            else:
+                t, beyond = exit_box(*opening.annex, origin, directions[rays])
+                exact[rays], surface[rays] = t, 6 * (number + 1) + beyond
+        wide = (self.size + self.cell - 1) // self.cell
+        cells = (v // self.cell).astype(int) * wide + (u // self.cell).astype(int)
+        t, thing = nearest(scene, self.frames, origin, directions, cells, self.overlap)
+        nearer = t < exact
+        surface[nearer] = FIRST_THING + thing[nearer]
+        return np.where(nearer, t, exact), surface, directions
+
+    def hits(self, u, v) -> tuple[Hits, np.ndarray]:
+        """Everything shading and labels need, and the directions (R, 3)."""
+        scene = self.scene
+        t, surface, directions = self.depths(u, v)
+        point = self.camera.position + t[:, None] * directions
+        n = len(t)
+        hits = Hits(t, surface, point, np.zeros((n, 3), np.float32),
+                    np.zeros((n, 2), np.float32), np.zeros((n, 2), np.float32),
+                    np.zeros(n, int), np.full(n, LABEL["background"]), np.ones(n, np.float32),
+                    np.zeros(n, np.float32), surface >= 0, np.zeros(n, int),
+                    np.arange(n), lambda x: x)  # fmt: skip
+        rays = np.nonzero(surface >= FIRST_THING)[0]
+        if len(rays):
+            thing = surface[rays] - FIRST_THING
+            found = thing_surface(scene, thing, point[rays])
+            hits.normal[rays], hits.curvature[rays], hits.uv[rays] = found
+            hits.material[rays], hits.label[rays] = scene.material[thing], scene.label[thing]
+            low = np.clip(point[rays, 2] / 0.35, 0, 1)
+            hits.openness[rays] = 0.6 + 0.4 * np.where(hits.normal[rays, 2] > 0.7, 1, low)
+        rooms = [(0, np.zeros(3), scene.size)]
+        rooms += [(k + 1, *o.annex) for k, o in enumerate(scene.openings) if o.annex is not None]
+        for number, low, high in rooms:
+            rays = np.nonzero((surface >= 6 * number) & (surface < 6 * number + 6))[0]
+            if len(rays):
+                face = surface[rays] - 6 * number
+                found = shell_surface(low, high, face, point[rays], scene.shell_bevel)
+                hits.normal[rays], hits.curvature[rays], hits.uv[rays], corner = found
+                hits.material[rays] = scene.shell_materials[face]
+                hits.openness[rays] = 1 - 0.35 * np.exp(-corner / 0.25)
+        for axis in range(3):
+            hits.inside &= (point[:, axis] > -0.05) & (point[:, axis] < scene.size[axis] + 0.05)
+        far = length(directions)
+        view = directions / far[:, None]
+        # Rounded edges may bend a normal away from the camera; on a really round edge such places
+        # are out of sight, and the normals seen end at right angles to the ray.
+        excess = np.maximum(dot(view, hits.normal) + 0.02, 0)
+        hits.normal -= excess[:, None] * view
+        hits.normal /= np.maximum(length(hits.normal), 1e-6)[:, None]
+        slant = np.abs(dot(view, hits.normal))
+        hits.footprint = (t * far / self.focal / np.maximum(slant, 0.05)).astype(np.float32)
+        hits.label[surface == HOLE] = LABEL["uncertain"]
+        strong = np.abs(hits.curvature[:, 0]) < np.abs(hits.curvature[:, 1])
+        hits.curvature[strong] = hits.curvature[strong][:, ::-1]
+        return hits, directions
+
+    def radiance(self, hits: Hits, directions, noise, rng):
+        """Linear colours (R, 3), sky included."""
+        out = np.empty((len(hits.t), 3), np.float32)
+        hole = hits.surface == HOLE
+        hits.point[hole] = self.camera.position  # keep the shading of holes finite; it is dropped
+        out[:] = shade.illuminate(self.scene, self.frames, noise, rng, hits, directions)
+        out[hole] = shade.sky_colour(self.scene, noise, directions[hole])
+        return out
+
+
+def smoother(surface: np.ndarray) -> Callable:
+    """A 4 x 4 mean over neighbours on the same ``surface`` (S, S): a function of (R,) values, of
+    which the first S * S belong to the pixels' centres."""
+    size = len(surface)
+
+    def smooth(values):
+        image = values[: size * size].reshape(size, size)
+        for axis in (0, 1):
+            total, count = np.zeros_like(image), np.zeros_like(image)
+            for shift in (-1, 0, 1, 2):
+                same = np.roll(surface, shift, axis) == surface
+                total += same * np.roll(image, shift, axis)
+                count += same
+            image = total / count
+        return np.concatenate([image.reshape(-1), values[size * size :]])
+
+    return smooth
+
+
+def joined(first: Hits, second: Hits) -> Hits:
+    """Two lists of hits as one."""
+    names = [f.name for f in fields(Hits) if f.name != "smooth"]
+    parts = (np.concatenate([getattr(first, name), getattr(second, name)]) for name in names)
+    return Hits(*parts, first.smooth)
+
+
+def lenders(hits: Hits, more: Hits, pixel: np.ndarray, size: int) -> np.ndarray:
+    """For the extra rays ``more`` (R,) in ``pixel`` (R,): the pixel nearby that sees the same
+    surface and can lend its smooth shadow, else the ray's own index in the joined list."""
+    own = size * size + np.arange(len(pixel))
+    out = own.copy()
+    for dy, dx in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)):
+        row, column = pixel // size + dy, pixel % size + dx
+        other = np.clip(row, 0, size - 1) * size + np.clip(column, 0, size - 1)
+        same = (out == own) & (hits.surface[other] == more.surface)
+        same &= dot(hits.normal[other], more.normal) > 0.8
+        out[same] = other[same]
+    return out
+
+
+def seams(surface, normal) -> np.ndarray:
+    """Pixels (S, S) next to another surface or across a sharp edge: those to be anti-aliased."""
+    out = np.zeros(surface.shape, bool)
+    for axis in (0, 1):
+        a, b = [slice(None)] * 2, [slice(None)] * 2
+        a[axis], b[axis] = slice(1, None), slice(None, -1)
+        a, b = tuple(a), tuple(b)
+        differs = (surface[a] != surface[b]) | (np.einsum("...i,...i", normal[a], normal[b]) < 0.9)
+        out[a] |= differs
+        out[b] |= differs
+    return out
+
+
+def render(scene: Scene, camera: Camera, size: int, rng: np.random.Generator) -> View:
+    """One view of ``size`` x ``size`` px: labels at pixel centres, rgb with 5 rays at seams."""
+    renderer = Renderer(scene, camera, size)
+    y, x = (a.reshape(-1) for a in np.mgrid[:size, :size])
+    hits, directions = renderer.hits(x + 0.5, y + 0.5)
+    surface = hits.surface.reshape(size, size)
+    hole = surface == HOLE
+    depth = hits.t.reshape(size, size)
+    normal = hits.normal.reshape(size, size, 3)
+    hits.sample = (y % 4) * 4 + x % 4
+    extra = np.nonzero(seams(surface, normal).reshape(-1))[0]
+    du, dv = SUBPIXEL.T
+    u = (x[extra][:, None] + 0.5 + du).reshape(-1)
+    v = (y[extra][:, None] + 0.5 + dv).reshape(-1)
+    more, more_directions = renderer.hits(u, v)
+    more.sample = (np.repeat(hits.sample[extra], 4) + np.tile([0, 5, 10, 15], len(extra))) % 16
+    # Depth darkening (Luft et al. 2006): what lies behind a near thing receives less stray light.
+    shallow = np.minimum(depth, 12)
+    behind = np.clip(1 - gaussian_filter(shallow, 0.02 * size) / shallow, 0, 0.35).reshape(-1)
+    every = joined(hits, more)
+    every.borrow = np.concatenate([hits.borrow, lenders(hits, more, np.repeat(extra, 4), size)])
+    every.openness *= 1 - np.concatenate([behind, np.repeat(behind[extra], 4)])
+    every.smooth = smoother(surface)
+    colour = renderer.radiance(
+        every, np.concatenate([directions, more_directions]), shade.Noise(rng), rng
+    )
+    image = colour[: size * size]
+    image[extra] = (colour[size * size :].reshape(-1, 4, 3).sum(1) + image[extra]) / 5
+    rgb = shade.develop(image.reshape(size, size, 3), rng, size / 512)
+    return View(rgb, depth, normal @ camera.frame.T.astype(np.float32),
+                hits.curvature.reshape(size, size, 2), hits.label.reshape(size, size), hole,
+                renderer.focal)  # fmt: skip

@@ -1,0 +1,81 @@
+"""A small rendered data set and a folder of fresh networks, made once a test process."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["TORCH_HOME"] = "/nonexistent"  # no ImageNet weights from a cache of this machine
+os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"  # and no network
+os.environ["no_proxy"] = "localhost,127.0.0.1"
+
+from scripts.make_rooms import make_rooms  # noqa: E402
+from transfers import TRANSFERS, Scale  # noqa: E402
+from utils import command_line  # noqa: E402
+
+SCALE = Scale(32, 8)
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory) -> Path:
+    """Rendered rooms: two training buildings, one of val, one of test, four views each."""
+    from datasets import _read_split
+
+    split = _read_split(ROOT / "config" / "split_rooms.txt")
+    buildings = [*split["train"][:2], split["val"][0], split["test"][0]]
+    folder = tmp_path_factory.mktemp("rooms")
+    make_rooms(folder, views_per_building=4, image_size=64, buildings=buildings, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory) -> Path:
+    """A models folder with fresh weights for every row of the table, at 32 pixels, width 8."""
+    from models import save_network
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for row in TRANSFERS.values():
+        if row.trainable:
+            save_network(folder / row.checkpoint, row.build(SCALE), SCALE, half=True)
+    return folder
+
+
+@pytest.fixture
+def run(rooms, networks, tmp_path, monkeypatch, capfd):
+    """Run a program's command line on the small data: (exit status, output, results folder).
+
+    In this process, through the same `command_line` as `python -m`, which saves the
+    seconds that importing torch takes; `process=True` starts a real one.
+    """
+
+    def call(*arguments: str, program="train", defaults=True, process=False):
+        results = tmp_path / "results"
+        standard = [
+            f"--data-dirs={rooms}", f"--models-dir={networks}", f"--results-dir={results}",
+            "--max-epochs=1", "--batch-size=4", "--visdom-port=9",
+        ]  # fmt: skip
+        named = {a.split("=")[0] for a in arguments}
+        arguments += tuple(s for s in standard if defaults and s.split("=")[0] not in named)
+        if process:
+            command = [sys.executable, "-m", program, *arguments]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+            return done.returncode, done.stdout + done.stderr, results
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            command_line(importlib.import_module(program).main)
+        except SystemExit as stop:
+            status = stop.code
+        printed = capfd.readouterr()
+        return status, printed.out + printed.err, results
+
+    call.rooms = rooms
+    return call

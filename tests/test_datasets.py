@@ -1,0 +1,213 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from datasets import (
+    EndlessSampler,
+    ImageDataset,
+    Reality,
+    TaskDataset,
+    TrainTaskDataset,
+    find_buildings,
+    find_views,
+    split_buildings,
+)
+from task_configs import TASKS, ImageTask, get_task
+from utils import UserError
+
+REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
+SOME = [TASKS[name] for name in ("rgb", "normal", "depth_zbuffer")]
+
+
+@pytest.fixture
+def copy(rooms, tmp_path):
+    return shutil.copytree(rooms, tmp_path / "copy")
+
+
+def first_file(folder: Path, task: ImageTask) -> Path:
+    building = find_buildings([folder])[0]
+    return next(task.path(folder, building, "x").parent.glob("*.png"))
+
+
+def test_views_are_complete_and_sorted_naturally(rooms):
+    buildings = find_buildings([rooms])
+    views = find_views(list(TASKS[n] for n in TASKS if n != "imagenet"), [rooms], buildings)
+    assert len(buildings) == 4 and len(views) == 16
+    numbers = [(view.building, *map(int, view.name.split("_")[1::2])) for view in views]
+    assert numbers == sorted(numbers)
+
+
+def test_few_missing_are_reported_and_left_out(copy, capsys):
+    first_file(copy, TASKS["normal"]).unlink()
+    views = find_views(SOME, [copy], find_buildings([copy]))
+    assert len(views) == 15
+    assert "1 of 16 views" in capsys.readouterr().out
+
+
+def test_many_missing_stop_and_can_be_allowed(copy):
+    building = find_buildings([copy])
+    for name in building[:2]:
+        for file in TASKS["normal"].path(copy, name, "x").parent.glob("*.png"):
+            file.unlink()
+    with pytest.raises(UserError, match=f"8 of 16 .*normal in {building[0]}: 4.*--allow-missing"):
+        find_views(SOME, [copy], building)
+    assert len(find_views(SOME, [copy], building, allow_missing=True)) == 8
+
+
+def test_a_domain_missing_everywhere_stops(copy):
+    for name in find_buildings([copy]):
+        shutil.rmtree(copy / f"{name}_normal")
+    with pytest.raises(UserError, match="16 of 16 views .* lack a domain .normal in"):
+        find_views(SOME, [copy], find_buildings([copy]), allow_missing=True)
+
+
+def test_empty_and_absent_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="no data folder .*nowhere"):
+        find_buildings([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="no building under"):
+        split_buildings([tmp_path])
+    with pytest.raises(UserError, match="looked for files like"):
+        find_views(SOME, [tmp_path], ["alder"])
+
+
+def test_split_is_found_by_the_buildings_at_hand(rooms):
+    split = split_buildings([rooms])
+    assert [len(split[part]) for part in ("train", "val", "test")] == [2, 1, 1]
+    assert len({name for part in split.values() for name in part}) == 4
+
+
+def test_own_buildings_are_split_by_name(tmp_path):
+    for number in range(12):
+        (tmp_path / f"own{number:02}_rgb" / "rgb").mkdir(parents=True)
+    split = split_buildings([tmp_path])
+    assert split["val"] == ["own11"] and len(split["train"]) == 11
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train_buildings": ["own03"], "val_buildings": ["own01"]})
+    )
+    assert split_buildings([tmp_path], tmp_path / "split.json")["test"] == ["own01"]
+    (tmp_path / "bad.json").write_text("train: x")
+    with pytest.raises(UserError, match="should be JSON"):
+        split_buildings([tmp_path], tmp_path / "bad.json")
+
+
+def test_tensors_of_a_view(rooms):
+    tasks = [TASKS[name] for name in TASKS if name != "imagenet"]
+    views = find_views(tasks, [rooms], find_buildings([rooms]))
+    data = TaskDataset(tasks, views, 32)
+    for task, tensor in zip(tasks, data[0], strict=True):
+        assert tensor.shape == (task.channels, 32, 32) and tensor.dtype == torch.float32
+        if task.name != "sobel_edges":
+            assert tensor.min() >= 0 and tensor.max() <= 1, task
+    labels = data[0][tasks.index(TASKS["segment_semantic"])]
+    assert torch.equal(labels.sum(0), torch.ones(32, 32))
+    kept = TaskDataset(tasks, views, 32, keep=True)
+    assert all(torch.equal(a, b) for a, b in zip(kept[3], data[3], strict=True))
+    assert kept[3] is kept[3]
+
+
+def test_sixteen_bits_stay_sixteen_bits(tmp_path):
+    file = tmp_path / "d.png"
+    Image.fromarray(np.full((64, 64), 65535, np.uint16)).save(file)
+    assert TASKS["depth_zbuffer"].load(file, 32).min() == 1
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(file)
+    assert TASKS["keypoints3d"].load(file, 32).mean() == pytest.approx(40000 / 64131)
+
+
+@pytest.mark.parametrize("task, mode", [("depth_zbuffer", "RGB"), ("depth_zbuffer", "L"),
+                                        ("rgb", "I;16"), ("normal", "I;16")])  # fmt: skip
+def test_a_wrong_encoding_is_named(tmp_path, task, mode):
+    file = tmp_path / "a.png"
+    Image.new(mode, (32, 32)).save(file)
+    with pytest.raises(ValueError, match=f"a.png: {task} is"):
+        get_task(task).load(file, 32)
+
+
+def test_augmentation_is_one_geometry_for_all_domains_and_follows_the_seed(tmp_path):
+    # a picture whose every domain encodes the same ramp
+    ramp = np.tile(np.arange(128, dtype=np.uint8) * 2, (128, 1))
+    colour = np.repeat(ramp[..., None], 3, axis=2)
+    for name, pixels in (("rgb", colour), ("normal", colour),
+                         ("depth_zbuffer", ramp.astype(np.uint16) * 16)):  # fmt: skip
+        path = TASKS[name].path(tmp_path, "b", "point_0_view_0")
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path)
+    views = find_views(SOME, [tmp_path], ["b"])
+    plain = TaskDataset(SOME, views, 32)[0]
+    data = TrainTaskDataset(SOME, views, 32, augment=True, seed=3)
+    cropped = 0
+    for draw in range(40):
+        rgb, normal, depth = data[draw, 0]
+        again = data[draw, 0]
+        assert all(torch.equal(a, b) for a, b in zip(again, (rgb, normal, depth), strict=True))
+        # the same ramp v in both: v / 255 in normal, 16 v / 8000 in depth
+        assert torch.allclose(normal[0] * 255, depth[0] * 8000 / 16, atol=0.6)
+        cropped += not torch.equal(normal, plain[1])
+    assert 8 <= cropped <= 32
+    assert not all(
+        torch.equal(data[draw, 0][0], TrainTaskDataset(SOME, views, 32, True, seed=4)[draw, 0][0])
+        for draw in range(4)
+    )
+
+
+def test_endless_sampler_shows_each_view_once_a_round():
+    drawn = [pair for pair, _ in zip(EndlessSampler(5, seed=1), range(15), strict=False)]
+    assert [draw for draw, _ in drawn] == list(range(15))
+    rounds = [[i for _, i in drawn[start : start + 5]] for start in (0, 5, 10)]
+    assert all(sorted(r) == list(range(5)) for r in rounds) and rounds[0] != rounds[1]
+    assert drawn == [pair for pair, _ in zip(EndlessSampler(5, 1), range(15), strict=False)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reality_gives_every_view_once_by_name(rooms, workers):
+    views = find_views(SOME, [rooms], find_buildings([rooms]))
+    reality = Reality("val", TaskDataset(SOME, views, 16), 5, num_workers=workers)
+    batches = list(reality)
+    assert len(reality) == 4 and [len(b["rgb"]) for b in batches] == [5, 5, 5, 1]
+    expected = torch.stack([reality.dataset[i][2] for i in range(16)])
+    assert torch.equal(torch.cat([b["depth_zbuffer"] for b in batches]), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_named_in_one_sentence(copy, workers):
+    broken = first_file(copy, TASKS["normal"])
+    broken.write_bytes(broken.read_bytes()[:200])
+    views = find_views(SOME, [copy], find_buildings([copy]))
+    with pytest.raises(UserError) as caught:
+        list(Reality("val", TaskDataset(SOME, views, 16), 4, num_workers=workers))
+    assert broken.name in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_image_folder_in_order_of_names(tmp_path):
+    for name, mode in (("b.png", "L"), ("a.jpg", "RGB"), ("c.gif", "P"), ("d.png", "RGBA")):
+        Image.new(mode, (40, 30)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    data = ImageDataset(tmp_path, 16)
+    assert [p.name for p in data.paths] == ["a.jpg", "b.png", "c.gif", "d.png"]
+    assert all(data[i][0].shape == (3, 16, 16) for i in range(4))
+    with pytest.raises(UserError, match="no images in"):
+        ImageDataset(tmp_path / "notes.txt")
+
+
+@pytest.mark.skipif(not REALDATA.is_dir(), reason="no real view at hand")
+def test_the_real_view_loads_and_is_masked_where_its_holes_are():
+    names = [task.parent.name for task in REALDATA.glob("*/*/*.png")]
+    tasks = [TASKS[name] for name in TASKS if name in names]
+    views = find_views(tasks, [REALDATA], find_buildings([REALDATA]))
+    assert len(views) == 1 and len(tasks) == 8
+    batch = dict(zip([t.name for t in tasks], TaskDataset(tasks, views, 256)[0], strict=True))
+    with Image.open(TASKS["depth_zbuffer"].path(*views[0])) as file:
+        holes = torch.from_numpy(np.array(file).astype(np.int64) == 65535)
+    # a loaded pixel comes from the 4 × 4 of the file around it: wholly within a hole
+    within = -F.max_pool2d(-holes[None].float(), 4, stride=2, padding=1)[0]
+    holes = within == 1
+    for name in ("depth_zbuffer", "normal"):
+        mask = TASKS[name].mask(batch[name][None])[0, 0]
+        assert not mask[holes].any(), name
+        assert mask.float().mean() > 0.5, name
+    assert 0 < holes.float().mean() < 0.5

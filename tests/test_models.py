@@ -1,0 +1,113 @@
+import io
+import pickle
+
+import pytest
+import torch
+
+from models import find_scale, load_network, make_optimizer, read_weights, save_network
+from modules import UNet
+from transfers import TRANSFERS, Scale
+from utils import UserError
+
+SCALE = Scale(32, 8)
+ROW = TRANSFERS["normal", "sobel_edges"]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(1)
+    return ROW.build(SCALE)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {f"parallel_apply.module.{n}": v for n, v in s.items()},
+        lambda s: {f"module.{n}": v for n, v in s.items()},
+        lambda s: {"state_dict": s, "optimizer": {"state": {}, "param_groups": []}},
+    ],
+)
+def test_published_forms_load(tmp_path, network, wrap):
+    torch.save(wrap(network.state_dict()), tmp_path / "a.pth")
+    fresh = ROW.build(SCALE)
+    load_network(fresh, tmp_path / "a.pth", SCALE)
+    assert same(fresh.state_dict(), network.state_dict())
+
+
+def test_own_form_records_scale_and_maker(tmp_path, network):
+    save_network(tmp_path / "a.pth", torch.nn.DataParallel(network), SCALE, seed=3)
+    record = load_network(ROW.build(SCALE), tmp_path / "a.pth", SCALE)
+    assert (record["image_size"], record["width"], record["seed"]) == (32, 8, 3)
+    assert same(read_weights(tmp_path / "a.pth")[0], network.state_dict())
+
+
+def test_half_precision_loads_as_float32(tmp_path, network):
+    save_network(tmp_path / "a.pth", network, SCALE, half=True)
+    fresh = ROW.build(SCALE)
+    load_network(fresh, tmp_path / "a.pth")
+    for name, value in fresh.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, network.state_dict()[name].half().float())
+
+
+def test_another_scale_is_refused_with_the_right_flags(tmp_path, network):
+    save_network(tmp_path / "a.pth", network, SCALE)
+    with pytest.raises(UserError, match="trained at image size 32, width 8.*--image-size 32 --wid"):
+        load_network(ROW.build(Scale(64, 8)), tmp_path / "a.pth", Scale(64, 8))
+
+
+def test_a_mismatch_names_the_first_entries_of_both(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"down1.conv1.weight \(8, 1, .*down1.conv1.weight \(8, 3,"):
+        load_network(UNet(1, 1, 1, 8), tmp_path / "a.pth")
+
+
+def test_graph_files_load_by_edge(tmp_path, network):
+    state = {f"model.parallel_apply.module.{n}": v for n, v in network.state_dict().items()}
+    torch.save({str(ROW.edge): state, "('rgb', 'normal')": {}}, tmp_path / "graph.pth")
+    fresh = ROW.build(SCALE)
+    load_network(fresh, tmp_path / "graph.pth", SCALE, ROW.edge)
+    assert same(fresh.state_dict(), network.state_dict())
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("/tmp/xtc-trap-was-run", "w"))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"a": Trap()}), pickle.dumps([1])])
+def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, content):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UserError, match="a.pth"):
+        read_weights(tmp_path / "a.pth")
+    with pytest.raises(FileNotFoundError):
+        open("/tmp/xtc-trap-was-run")
+
+
+def test_truncated_and_foreign_archives_are_refused(tmp_path, network):
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    (tmp_path / "cut.pth").write_bytes(buffer.getvalue()[:1000])
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    for name in ("cut", "tensor", "other", "absent"):
+        with pytest.raises(UserError, match=f"{name}.pth"):
+            read_weights(tmp_path / f"{name}.pth")
+
+
+def test_scale_of_a_folder(tmp_path, network):
+    assert find_scale(tmp_path, TRANSFERS.values()) is None
+    save_network(tmp_path / ROW.checkpoint, network, SCALE)
+    assert find_scale(tmp_path, TRANSFERS.values()) == SCALE
+    torch.save(network.state_dict(), tmp_path / ROW.checkpoint)
+    assert find_scale(tmp_path, TRANSFERS.values()) == Scale()
+
+
+def test_optimizer_is_the_published_one(network):
+    group = make_optimizer(network.parameters()).param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["amsgrad"]) == (3e-5, 2e-6, True)

@@ -1,0 +1,172 @@
+"""The trainer by its command line, on small rendered data with fresh networks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from models import read_weights
+from task_configs import TASKS
+
+NO_IMAGENET = (
+    "--perceptual=curv,edge,reshading,depth_zbuffer,keypoints2d,keypoints3d,edge_occlusion"
+)
+
+
+def run_folder(results):
+    (folder,) = results.iterdir()
+    return folder
+
+
+def log_of(results):
+    return [json.loads(line) for line in (run_folder(results) / "log.jsonl").open()]
+
+
+def test_the_main_job(run, networks):
+    status, output, results = run("multiperceptual_normal", "--k=2", "--random-select",
+                                  "--compare-direct", "--max-epochs=2", process=True)  # fmt: skip
+    assert status == 0, output
+    assert "LEFT OUT: percep_imagenet_percep" in output
+    assert "pictures: no reality ood" in output and "visdom: no server" in output
+    for row in ("direct L1", "angular error", "percep_curv × 100, true", "without consistency"):
+        assert row in output
+    folder = run_folder(results)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["k"], record["seed"], record["left_out"]) == (2, 0, ["percep_imagenet_percep"])
+    assert record["versions"]["torch"] == torch.__version__
+    # the checkpoint is the trained network of the last epoch, at its scale
+    weights, made_by = read_weights(folder / "rgb2normal_consistency.pth")
+    start, _ = read_weights(networks / "rgb2normal_baseline.pth")
+    assert (made_by["image_size"], made_by["width"], made_by["steps"]) == (32, 8, 2)
+    assert any(not torch.equal(weights[name], start[name]) for name in start)
+    for name in ("start.png", "latest.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 18 * 64
+    # exactly the chosen losses are in the records of a training epoch
+    log = log_of(results)
+    chosen = [line["chosen losses"] for line in log if "chosen losses" in line][:2]
+    trained = [line for line in log if line.get("split") == "train"]
+    for text, line in zip(chosen, trained, strict=True):
+        losses = {n for n in line if n.startswith("percep")}
+        names = text.split(": ")[1].split(", ")
+        assert len(losses) == 2
+        assert all(any(n.startswith(f"{name}_mae") for n in losses) for name in names)
+    columns = json.loads((folder / "evaluation.json").read_text())
+    assert list(columns) == ["before", "trained", "without consistency"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("example_cascade_two_networks", "--k=1", "--fast"),
+        ("example_normal", "--k=2", "--fast", "--dataaug", "--num-workers=1"),
+        ("example_normal_direct",),
+        ("multiperceptual_depth", "--k=2", "--random-select", "--batch-size=1",
+         "--steps-per-epoch=2"),
+        ("multiperceptual_reshading", "--winrate", "--k=1"),
+        ("multiperceptual_normal", "--k=7", "--subset-size=4", "--init=scratch"),
+        ("multiperceptual_normal", "--mode=standard", NO_IMAGENET, "--visualize"),
+        ("example_normal", "--mode=standard", "--schedule=cosine"),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:50],
+)  # fmt: skip
+def test_the_other_ways_to_train(run, arguments):
+    status, output, results = run(*arguments)
+    assert status == 0, output
+    assert "direct L1" in output and run_folder(results).joinpath("evaluation.json").is_file()
+    assert any(results.glob("*/*.pth")) is not ("--visualize" in arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("multiperceptual_normal", "--k=9"), "error: --k 9: there are 8 perceptual losses"),
+        (("multiperceptual_normal", "--k=8"), "error: --k 8: there are 7 perceptual losses"),
+        (("multiperceptual_normal", "--strict"), "error: no ImageNet weights"),
+        (("multiperceptual_norm",), "did you mean multiperceptual_normal?"),
+        ((), "error: what to train?"),
+        (("energy_calc",), "error: energy_calc measures and does not train"),
+        (("example_normal", "--data-dirs=/nowhere"), "error: no data folder /nowhere"),
+        (("example_normal", "--models-dir=/nowhere"), "error: no models folder /nowhere"),
+        (("example_normal", "--perceptual=curve"), "did you mean curv?"),
+        (("example_normal", "--lrr=1"), "error: unknown flag --lrr; did you mean --lr?"),
+        (("example_normal", "--width=16"), "trained at image size 32, width 8, this run has"),
+        (("example_normal", "--winrate", "--random-select"), "error: --winrate excludes"),
+        (("example_normal", "--init=/nowhere.pth"), "error: no checkpoint /nowhere.pth"),
+        (("example_normal", "--subset-size=1000"), "error: --subset-size 1000: 8 training"),
+        (("example_normal", "--split=/nowhere"), "error: cannot read /nowhere"),
+        (("rgb2sobel_edges",), "error: rgb2sobel_edges has nothing to train"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_one_sentence(run, arguments, sentence):
+    status, output, results = run(*arguments)
+    assert status == 2 and "Traceback" not in output
+    assert sentence in output.splitlines()[-1]
+    assert not results.exists()
+
+
+def test_a_missing_checkpoint_names_the_ways_to_one(run, networks, tmp_path):
+    folder = shutil.copytree(networks, tmp_path / "models")
+    (folder / "normal2curvature.pth").unlink()
+    status, output, _ = run("example_normal", f"--models-dir={folder}")
+    last = output.splitlines()[-1]
+    assert status == 2
+    for part in ("normal2curvature.pth", "normal → principal_curvature", "tools/download_models.sh",
+                 "python -m scripts.train_edges example_normal"):  # fmt: skip
+        assert part in last
+
+
+def test_a_domain_missing_for_half_the_views(run, rooms, tmp_path):
+    folder = shutil.copytree(rooms, tmp_path / "rooms")
+    building = sorted(p.name.removesuffix("_rgb") for p in folder.glob("*_rgb"))
+    for name in building:
+        for file in list(TASKS["normal"].path(folder, name, "x").parent.glob("*.png"))[:2]:
+            file.unlink()
+    status, output, _ = run("example_normal", f"--data-dirs={folder}")
+    assert status == 2 and "4 of 8 views" in output and "normal in" in output.splitlines()[-1]
+    status, output, _ = run("example_normal", f"--data-dirs={folder}", "--allow-missing")
+    assert status == 0, output
+
+
+def test_a_row_of_the_table_trains_and_is_saved_under_its_file(run, networks, tmp_path):
+    folder = shutil.copytree(networks, tmp_path / "models")
+    (folder / "normal2curvature.pth").unlink()
+    status, output, _ = run("normal2principal_curvature", f"--models-dir={folder}")
+    assert status == 0, output
+    weights, record = read_weights(folder / "normal2curvature.pth")
+    assert (record["image_size"], record["width"], record["config"]) == (
+        32, 8, "normal2principal_curvature")  # fmt: skip
+    assert len(weights) == 28 and "val mse : n(x) -> y^" in output
+
+
+def test_train_edges_makes_what_is_missing_and_no_more(run, networks, tmp_path):
+    folder = shutil.copytree(networks, tmp_path / "models")
+    for name in ("normal2curvature.pth", "rgb2principal_curvature.pth"):
+        (folder / name).unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    program = "scripts.train_edges"
+    arguments = ("example_normal", f"--models-dir={folder}", "--steps-per-epoch=1")
+    status, output, results = run(
+        *arguments, f"--data-dirs={run.rooms}", f"--results-dir={tmp_path / 'results'}",
+        "--max-epochs=1", program=program, defaults=False,
+    )  # fmt: skip
+    assert status == 0, output
+    assert "4 networks needed, 2 there, 2 to train" in output
+    made = {p.name for p in folder.iterdir()} - set(before)
+    assert made == {"normal2curvature.pth", "rgb2principal_curvature.pth"}
+    assert all((folder / n).stat().st_mtime_ns == t for n, t in before.items())
+    # networks between domains come before those from rgb
+    assert output.index("==== normal2") < output.index("==== rgb2")
+
+
+def test_the_same_seed_gives_the_same_network(run, tmp_path):
+    states = []
+    for folder in ("a", "b"):
+        status, output, _ = run("example_normal", "--dataaug", "--seed=5",
+                                f"--results-dir={tmp_path / folder}")  # fmt: skip
+        assert status == 0, output
+        states.append(read_weights(next((tmp_path / folder).glob("*/*.pth")))[0])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

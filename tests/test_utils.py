@@ -1,0 +1,106 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import UserError, nearest, read_job, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROGRAM = """
+import sys; sys.path.insert(0, {root!r})
+from utils import UserError, command_line
+def main(word: str | None = None, *, count: int = 1, rate: float | None = None,
+         names: list | None = None, loud: bool = False, path: str | None = None):
+    '''Do nothing.
+
+    Args:
+        count: how often.
+    '''
+    if word == "fail":
+        raise UserError("told to fail")
+    print([word, count, rate, names, loud, path])
+command_line(main)
+"""
+
+
+def call(tmp_path, *arguments):
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, file, *arguments], capture_output=True, text=True)
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    "arguments, printed",
+    [
+        (["w", "--count", "3", "--rate=2"], "['w', 3, 2.0, None, False, None]"),
+        (["--names", "a,b", "--loud"], "[None, 1, None, ['a', 'b'], True, None]"),
+        (["--names", "a", "--path", "12"], "[None, 1, None, ['a'], False, '12']"),
+        (["--rate", "1e-4"], "[None, 1, 0.0001, None, False, None]"),
+    ],
+)
+def test_values_arrive_as_annotated(tmp_path, arguments, printed):
+    assert call(tmp_path, *arguments) == (0, printed, "")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--cuont", "3"], "error: unknown flag --cuont; did you mean --count?"),
+        (["--count", "x"], "error: --count takes a whole number, not 'x'"),
+        (["--count", "1.5"], "error: --count takes a whole number, not 1.5"),
+        (["--rate", "x"], "error: --rate takes a number, not 'x'"),
+        (["--count"], "error: --count needs a value"),
+        (["--count", "--loud"], "error: --count needs a value"),
+        (["--loud=3"], "error: --loud is a switch and takes no value, not 3"),
+        (["one", "two"], "error: unexpected word 'two'"),
+        (["fail"], "error: told to fail"),
+    ],
+)
+def test_wrong_words_are_one_sentence_and_status_2(tmp_path, arguments, sentence):
+    status, printed, error = call(tmp_path, *arguments)
+    assert (status, printed, len(error.splitlines())) == (2, "", 1)
+    assert error.startswith(sentence)
+
+
+def test_help_shows_the_flags(tmp_path):
+    status, printed, error = call(tmp_path, "--help")
+    assert status == 0 and "how often" in printed + error
+
+
+def test_nearest():
+    assert nearest("normals", ["normal", "depth"]) == "; did you mean normal?"
+    assert nearest("xyz", ["normal"]) == ""
+
+
+@pytest.mark.parametrize("text", ["name, 0, /base", "name, /base\n"])
+def test_job_takes_the_published_form_and_the_short_one(tmp_path, text):
+    file = tmp_path / "jobinfo.txt"
+    file.write_text(text)
+    job = read_job(file)
+    assert (job.name, job.models_dir, job.data_dir) == ("name", Path("/base/models"),
+                                                        Path("/base/data"))  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["name", "a, b, c, d", " , x", ""])
+def test_job_says_what_it_should_hold(tmp_path, text):
+    file = tmp_path / "jobinfo.txt"
+    file.write_text(text)
+    with pytest.raises(UserError, match="should hold 'name, base_dir'"):
+        read_job(file)
+
+
+def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
+    file = tmp_path / "a.txt"
+    write_atomically(file, lambda p: p.write_text("old"))
+
+    def fail(path):
+        path.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(file, fail)
+    assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]

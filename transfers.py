@@ -1,0 +1,176 @@
+"""The transfers: one row each, which network carries one domain into another.
+
+`TRANSFERS` is the table of the published system. Channels follow from the tasks; a
+row's checkpoint is `{source}2{target}.pth` unless it names another file.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+import modules
+from task_configs import get_task
+from utils import UserError, nearest
+
+Edge = tuple[str, str]
+
+FULL_SIZE, FULL_WIDTH = 256, 16  # the published networks
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of images and the width of networks, for every network of the table.
+
+    At (256, 16) the networks are the published ones. With smaller images each loses as
+    many levels as the image loses halvings, so the bottleneck keeps its size in pixels;
+    larger images keep the published depth.
+    """
+
+    image_size: int = FULL_SIZE
+    width: int = FULL_WIDTH
+
+    def __post_init__(self) -> None:
+        if self.width < 8 or self.width % 8:
+            raise UserError(f"--width is a multiple of 8 (GroupNorm's groups), not {self.width}")
+        step = 2 ** self.depth(6)
+        if self.image_size < 16 or self.image_size % step:
+            raise UserError(
+                f"--image-size {self.image_size} does not suit the networks: "
+                f"give 16 or more, here a multiple of {step}"
+            )
+
+    def depth(self, published: int) -> int:
+        """How often a network halves the image that halves it `published` times at 256."""
+        lost = max(0, math.floor(math.log2(FULL_SIZE / self.image_size)))
+        return max(1, published - lost)
+
+    def __str__(self) -> str:
+        return f"image size {self.image_size}, width {self.width}"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One edge of the graph. `downsample` is the depth at 256 pixels."""
+
+    source: str
+    target: str
+    network: Callable[..., nn.Module] = modules.UNet
+    downsample: int = 6
+    file: str = ""
+
+    @property
+    def edge(self) -> Edge:
+        return self.source, self.target
+
+    @cached_property
+    def name(self) -> str:
+        """How the command line calls it: "normal2principal_curvature"."""
+        return f"{self.source}2{self.target}"
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it has weights that training here can make."""
+        return self.network not in (modules.SobelKernel, modules.ResNetClass)
+
+    @property
+    def checkpoint(self) -> str:
+        """The file of its weights in the models folder; "" for a formula."""
+        if self.network is modules.SobelKernel:
+            return ""
+        if self.network is modules.ResNetClass:
+            return "resnet50-0676ba61.pth"  # torchvision's name for the ImageNet weights
+        return self.file or f"{self.name}.pth"
+
+    def build(self, scale: Scale) -> nn.Module:
+        """The network at this scale, with fresh weights."""
+        if self.network in (modules.SobelKernel, modules.ResNetClass):
+            return self.network()
+        if self.network is modules.Dense1by1Net:
+            return self.network(width=scale.width)
+        size = {"downsample": scale.depth(self.downsample), "width": scale.width}
+        if self.network is modules.UNetDepth:
+            return self.network(**size)
+        channels = get_task(self.source).channels, get_task(self.target).channels
+        return self.network(in_channels=channels[0], out_channels=channels[1], **size)
+
+
+def _table(*rows: Transfer) -> dict[Edge, Transfer]:
+    return {row.edge: row for row in rows}
+
+
+_UNet, _Reshade = modules.UNet, modules.UNetReshade
+
+TRANSFERS = _table(
+    Transfer("normal", "principal_curvature", modules.Dense1by1Net, file="normal2curvature.pth"),
+    Transfer("normal", "depth_zbuffer", modules.UNetDepth, file="normal2zdepth_zbuffer.pth"),
+    Transfer("normal", "sobel_edges", _UNet, 4, "normal2edges2d.pth"),
+    Transfer("normal", "reshading", _Reshade, 5, "normal2reshade.pth"),
+    Transfer("normal", "keypoints3d", _UNet, 5),
+    Transfer("normal", "keypoints2d", _UNet, 5, "normal2keypoints2d_new.pth"),
+    Transfer("normal", "edge_occlusion", _UNet, 5),
+    Transfer("depth_zbuffer", "normal", _UNet, 6, "depth2normal.pth"),
+    Transfer("depth_zbuffer", "sobel_edges", _UNet, 4),
+    Transfer("depth_zbuffer", "principal_curvature", _UNet, 4),
+    Transfer("depth_zbuffer", "reshading", _Reshade, 5),
+    Transfer("depth_zbuffer", "keypoints3d", _UNet, 5),
+    Transfer("depth_zbuffer", "keypoints2d", _UNet, 5),
+    Transfer("depth_zbuffer", "edge_occlusion", _UNet, 5),
+    Transfer("reshading", "depth_zbuffer", _Reshade, 5),
+    Transfer("reshading", "keypoints2d", _UNet, 5, "reshading2keypoints2d_new.pth"),
+    Transfer("reshading", "edge_occlusion", _UNet, 5),
+    Transfer("reshading", "normal", _UNet, 4),
+    Transfer("reshading", "keypoints3d", _UNet, 5),
+    Transfer("reshading", "sobel_edges", _UNet, 5),
+    Transfer("reshading", "principal_curvature", _UNet, 5),
+    Transfer("rgb", "sobel_edges", modules.SobelKernel),
+    Transfer("rgb", "principal_curvature", _UNet, 5),
+    Transfer("rgb", "keypoints2d", _UNet, 3, "rgb2keypoints2d_new.pth"),
+    Transfer("rgb", "keypoints3d", _UNet, 5),
+    Transfer("rgb", "edge_occlusion", _UNet, 5),
+    Transfer("rgb", "normal", _UNet, 6, "rgb2normal_baseline.pth"),
+    Transfer("rgb", "reshading", _Reshade, 5, "rgb2reshading_baseline.pth"),
+    Transfer("rgb", "depth_zbuffer", _UNet, 6, "rgb2zdepth_baseline.pth"),
+    Transfer("normal", "imagenet", modules.ResNetClass),
+    Transfer("depth_zbuffer", "imagenet", modules.ResNetClass),
+    Transfer("reshading", "imagenet", modules.ResNetClass),
+    Transfer("principal_curvature", "sobel_edges", _UNet, 4),
+    Transfer("sobel_edges", "depth_zbuffer", _UNet, 6),
+    Transfer("keypoints2d", "normal", _UNet, 5, "keypoints2d2normal_new.pth"),
+    Transfer("keypoints3d", "normal", _UNet, 5),
+    Transfer("principal_curvature", "normal", modules.UNetOld2),
+    Transfer("sobel_edges", "normal", _UNet, 5),
+    Transfer("edge_occlusion", "normal", _UNet, 5),
+)
+
+
+def get_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
+    """The row of the edge; else, where `models_dir` has its default file, a generic UNet.
+
+    Raises UserError naming the targets that `source` has.
+    """
+    if (source, target) in TRANSFERS:
+        return TRANSFERS[source, target]
+    for task in (source, target):
+        get_task(task)
+    generic = generic_transfer(source, target)
+    if models_dir and (Path(models_dir) / generic.checkpoint).is_file():
+        return generic
+    targets = [t for s, t in TRANSFERS if s == source]
+    known = f"from {source} there are: {', '.join(targets)}" if targets else "there is none from it"
+    raise UserError(f"no transfer {source} → {target}{nearest(target, targets)} ({known})")
+
+
+def generic_transfer(source: str, target: str) -> Transfer:
+    """The published fallback for an edge without a row, used where its file exists."""
+    file = f"{source}2{target}_new.pth" if "keypoints2d" in (source, target) else ""
+    deep = (source, target) == ("principal_curvature", "depth_zbuffer")
+    return Transfer(source, target, modules.UNet, 6 if deep else 5, file)
+
+
+def transfer_by_name(name: str) -> Transfer | None:
+    """The row that the command line calls "normal2principal_curvature", if there is one."""
+    return {row.name: row for row in TRANSFERS.values()}.get(name)

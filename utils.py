@@ -1,0 +1,185 @@
+"""The command line, the job, seeds: what every program of the project shares."""
+
+import difflib
+import inspect
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fire
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one sentence, exit status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean X?"`, or nothing where no known name resembles `name`."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# ---- command line -------------------------------------------------------------------
+
+
+def command_line(main: Callable) -> None:
+    """Run `main` with the flags of this process, and exit with its status.
+
+    Python Fire reads the flags; this adds what it leaves out: an unknown flag is an
+    error that names the nearest known one *before* anything runs, values are checked
+    against the annotations of `main`, and a `UserError` becomes one line and status 2.
+    Keyword-only parameters of `main` are flags, the others are words.
+    """
+    arguments = sys.argv[1:]
+    try:
+        if not {"--help", "-h"} & set(arguments):
+            _check_words(main, arguments)
+        fire.Fire(_checked(main), command=arguments, serialize=lambda result: None)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check_words(main: Callable, arguments: list[str]) -> None:
+    parameters = inspect.signature(main).parameters
+    flags = {"--" + name.replace("_", "-"): p for name, p in parameters.items()}
+    words = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    queue = list(arguments)
+    while queue:
+        token = queue.pop(0)
+        if not token.startswith("--"):
+            if not words:
+                raise UserError(f"unexpected word {token!r}: the flags are {', '.join(flags)}")
+            words.pop(0)
+            continue
+        flag, equals, _ = token.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in flags:
+            raise UserError(f"unknown flag {flag}{nearest(flag, flags)} (--help lists the flags)")
+        if isinstance(flags[flag].default, bool):
+            if queue and queue[0] in ("True", "False"):
+                queue.pop(0)
+        elif not equals and (not queue or queue.pop(0).startswith("--")):
+            raise UserError(f"{flag} needs a value")
+
+
+def _checked(main: Callable) -> Callable:
+    """`main` behind a check of each value against its annotation."""
+    signature = inspect.signature(main)
+
+    def run(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _converted(signature.parameters[name], value)
+        return main(*bound.args, **bound.kwargs)
+
+    run.__signature__ = signature
+    run.__doc__ = main.__doc__
+    run.__name__ = Path(sys.argv[0]).stem
+    return run
+
+
+def _converted(parameter: inspect.Parameter, value):
+    kinds = str(parameter.annotation)
+    flag = "--" + parameter.name.replace("_", "-")
+    if value is None or value == parameter.default:
+        return value
+    if "list" in kinds:
+        if isinstance(value, str):
+            value = value.split(",")
+        return [str(v) for v in value] if isinstance(value, (tuple, list)) else [str(value)]
+    if "str" in kinds:
+        return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if "float" in kinds:
+        if not number:
+            raise UserError(f"{flag} takes a number, not {value!r}")
+        return float(value)
+    if "int" in kinds:
+        if not number or value != int(value):
+            raise UserError(f"{flag} takes a whole number, not {value!r}")
+        return int(value)
+    if not isinstance(value, bool):
+        raise UserError(f"{flag} is a switch and takes no value, not {value!r}")
+    return value
+
+
+# ---- job ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """The name of the job (Visdom's environment too) and the folder its data stand in."""
+
+    name: str
+    base_dir: Path
+
+    @property
+    def data_dir(self) -> Path:
+        return self.base_dir / "data"
+
+    @property
+    def rooms_dir(self) -> Path:
+        return self.base_dir / "data_rooms"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.base_dir / "models"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.base_dir / "results"
+
+
+def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
+    """The job of `config/jobinfo.txt`: `name, base_dir` or the published `name, 0, base_dir`.
+
+    A relative base folder is relative to the current folder. The published middle field
+    (a resume number that the published code reads and never uses) is ignored here too.
+    """
+    try:
+        fields = [field.strip() for field in Path(path).read_text().strip().split(",")]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if len(fields) not in (2, 3) or not all(fields):
+        raise UserError(f"{path} should hold 'name, base_dir', not {','.join(fields)!r}")
+    return Job(fields[0], Path(fields[-1]).expanduser())
+
+
+# ---- seeds and files ----------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary name in the folder of `path`, then rename it there.
+
+    A reader sees the old file or the new one, never half of either.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
