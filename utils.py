@@ -40,7 +40,9 @@ def command_line(main: Callable) -> None:
     """
     arguments = sys.argv[1:]
     try:
-        if not {"--help", "-h"} & set(arguments):
+        if {"--help", "-h"} & set(arguments):
+            arguments = ["--help"]  # a word before it would run the program
+        else:
             _check_words(main, arguments)
         fire.Fire(_checked(main), command=arguments, serialize=lambda result: None)
     except UserError as error:
@@ -58,6 +60,9 @@ def _check_words(main: Callable, arguments: list[str]) -> None:
     queue = list(arguments)
     while queue:
         token = queue.pop(0)
+        short = [flag for flag in flags if token.partition("=")[0] == flag[1:3]]
+        if len(short) == 1:  # Fire takes a letter for the one flag that begins with it
+            token = short[0] + token[2:]
         if not token.startswith("--"):
             if not words:
                 raise UserError(f"unexpected word {token!r}: the flags are {', '.join(flags)}")

@@ -1,36 +1,46 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils import UserError, nearest, read_job, write_atomically
+from utils import UserError, command_line, nearest, read_job, write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
 
-PROGRAM = """
-import sys; sys.path.insert(0, {root!r})
-from utils import UserError, command_line
-def main(word: str | None = None, *, count: int = 1, rate: float | None = None,
-         names: list | None = None, loud: bool = False, path: str | None = None):
-    '''Do nothing.
+def program(
+    word: str | None = None,
+    *,
+    count: int = 1,
+    rate: float | None = None,
+    names: list | None = None,
+    loud: bool = False,
+    path: str | None = None,
+) -> None:
+    """Print what arrived.
 
     Args:
         count: how often.
-    '''
+    """
     if word == "fail":
         raise UserError("told to fail")
     print([word, count, rate, names, loud, path])
-command_line(main)
-"""
 
 
-def call(tmp_path, *arguments):
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, file, *arguments], capture_output=True, text=True)
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `program` by its command line: (exit status, output, errors)."""
+
+    def run(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+        status = 0
+        try:
+            command_line(program)
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out.strip(), printed.err.strip()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -39,11 +49,12 @@ def call(tmp_path, *arguments):
         (["w", "--count", "3", "--rate=2"], "['w', 3, 2.0, None, False, None]"),
         (["--names", "a,b", "--loud"], "[None, 1, None, ['a', 'b'], True, None]"),
         (["--names", "a", "--path", "12"], "[None, 1, None, ['a'], False, '12']"),
+        (["-c", "3", "-l"], "[None, 3, None, None, True, None]"),
         (["--rate", "1e-4"], "[None, 1, 0.0001, None, False, None]"),
     ],
 )
-def test_values_arrive_as_annotated(tmp_path, arguments, printed):
-    assert call(tmp_path, *arguments) == (0, printed, "")
+def test_values_arrive_as_annotated(call, arguments, printed):
+    assert call(*arguments) == (0, printed, "")
 
 
 @pytest.mark.parametrize(
@@ -60,15 +71,16 @@ def test_values_arrive_as_annotated(tmp_path, arguments, printed):
         (["fail"], "error: told to fail"),
     ],
 )
-def test_wrong_words_are_one_sentence_and_status_2(tmp_path, arguments, sentence):
-    status, printed, error = call(tmp_path, *arguments)
+def test_wrong_words_are_one_sentence_and_status_2(call, arguments, sentence):
+    status, printed, error = call(*arguments)
     assert (status, printed, len(error.splitlines())) == (2, "", 1)
     assert error.startswith(sentence)
 
 
-def test_help_shows_the_flags(tmp_path):
-    status, printed, error = call(tmp_path, "--help")
-    assert status == 0 and "how often" in printed + error
+def test_help_shows_the_flags(call):
+    for words in (["--help"], ["w", "--help"], ["--count", "3", "-h"]):
+        status, printed, error = call(*words)
+        assert status == 0 and "how often" in printed + error
 
 
 def test_nearest():

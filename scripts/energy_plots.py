@@ -1,0 +1,91 @@
+"""The plots of the energy programs, each as PDF and PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scripts.energy_statistics import Values, regression
+from utils import write_atomically
+
+NAMED = 12  # queries that a legend names; of more it gives the number alone
+
+
+def save_figure(figure, stem: Path) -> None:
+    """Write {stem}.pdf and {stem}.png."""
+    for kind in ("pdf", "png"):
+        path = stem.parent / f"{stem.name}.{kind}"
+        write_atomically(path, lambda name, kind=kind: figure.savefig(name, format=kind, dpi=150))
+
+
+def plot_energy(
+    stem: Path, energy: Values, error: Values, title: str, queries: Mapping[str, float] = {}
+) -> None:
+    """Standardised error over standardised energy, a point a view, with the regression line.
+
+    `queries` are drawn as vertical lines at their energies, {name: energy}.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(energy, error, s=14, alpha=0.6, linewidths=0, color="tab:blue")
+    line = regression(energy, error)
+    if line:
+        ends = np.array([energy.min(), energy.max()])
+        axes.plot(ends, line.slope * ends + line.intercept, color="tab:red")
+    for number, (name, value) in enumerate(queries.items()):
+        label = _readable(Path(name).name) if len(queries) <= NAMED else None
+        colour = colormaps["tab20" if len(queries) <= NAMED else "viridis"]
+        shade = number if len(queries) <= NAMED else number / len(queries)
+        axes.axvline(value, color=colour(shade), linewidth=1, alpha=0.8, label=label)
+    if queries and len(queries) <= NAMED:
+        axes.legend(fontsize="x-small")
+    axes.set_xlabel("standardised consistency energy")
+    axes.set_ylabel("standardised error")
+    axes.set_title(title, fontsize="medium")
+    save_figure(figure, stem)
+
+
+def plot_shifts(stem: Path, rows: Mapping[str, Sequence], title: str) -> None:
+    """Energy, and where there is one the error beside it, over the levels of each shift.
+
+    `rows` are the columns of `scripts.energy_shift.summary`, whose first row is clean. The
+    number at each point is the ROC-AUC of telling it from clean.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(rows["shift"][1:]))
+    figure = Figure(figsize=(3.6 * len(kinds), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    blue, red = "tab:blue", "tab:red"
+    for position, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
+        chosen = [0, *(i for i, name in enumerate(rows["shift"]) if name == kind)]
+        labels = ["clean", *(f"{rows['level'][i]:g}" for i in chosen[1:])]
+        energy, spread = ([rows[name][i] for i in chosen] for name in ("energy", "energy_se"))
+        axes.errorbar(labels, energy, yerr=spread, color=blue, marker="o", capsize=3)
+        for i, label in zip(chosen[1:], labels[1:], strict=True):
+            axes.annotate(f"{rows['auc'][i]:.2f}", (label, rows["energy"][i]), xytext=(0, 8),
+                          textcoords="offset points", ha="center", fontsize="small")  # fmt: skip
+        axes.set_xlabel(kind)
+        axes.margins(x=0.1, y=0.15)
+        if position == 0:
+            axes.set_ylabel("standardised energy ± se (number: ROC-AUC)", color=blue)
+        if "error" in rows:
+            beside = axes.twinx()
+            error = [rows["error"][i] for i in chosen]
+            beside.plot(labels, error, color=red, marker="s", linestyle="--")
+            beside.set_ylim(0, 1.1 * max(rows["error"]))
+            if position == len(kinds) - 1:
+                beside.set_ylabel("error (L1 × 100)", color=red)
+            else:
+                beside.set_yticklabels([])
+    figure.suptitle(f"consistency energy under domain shift, {title}", fontsize="medium")
+    save_figure(figure, stem)
+
+
+def _readable(name: str) -> str:
+    """A file's name as text that matplotlib draws as it is: no bytes, no formulas, not hidden."""
+    name = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name

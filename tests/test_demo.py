@@ -1,0 +1,332 @@
+"""The demo: the published pictures, any input, nothing overwritten, honest exit statuses."""
+
+import os
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import demo  # noqa: E402
+from models import save_network  # noqa: E402
+from scripts import images  # noqa: E402
+from scripts.measuring import checkpoint_names, forward_only  # noqa: E402
+from transfers import TRANSFERS, Scale  # noqa: E402
+from utils import UserError  # noqa: E402
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+SMALL = Scale(64, 8)
+
+
+def published_weights(network, prefix):
+    """The weights of the golden files' recipe (shared/golden/README.md)."""
+    state = {}
+    for name, value in network.state_dict().items():
+        rng = np.random.default_rng(zlib.crc32((prefix + name).encode()))
+        x = rng.standard_normal(tuple(value.shape))
+        if value.dim() > 1:
+            x = x / np.sqrt(np.prod(value.shape[1:]))
+        else:
+            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+        state[name] = torch.from_numpy(x).float()
+    network.load_state_dict(state)
+    return network
+
+
+def save_pair(folder, task, scale):
+    for variant, prefix in (("baseline", ""), ("consistency", "p39.")):
+        network = published_weights(TRANSFERS["rgb", demo.TARGETS[task]].build(scale), prefix)
+        save_network(folder / f"rgb2{task}_{variant}.pth", network, scale)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Small networks for all three tasks, of made-up weights."""
+    folder = tmp_path_factory.mktemp("models")
+    for task in demo.TARGETS:
+        save_pair(folder, task, SMALL)
+    return folder
+
+
+@pytest.fixture
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    return TF.resize(TF.resize(Image.fromarray(pixels), [9]), [90])
+
+
+def run(folder, task, out, models, **flags):
+    """demo.main's exit status."""
+    try:
+        demo.main(
+            task=task, img_path=str(folder), output_path=str(out), models_dir=str(models), **flags
+        )
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+# ---- what it predicts ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", demo.TARGETS)
+def test_published_pictures(task, tmp_path):
+    if not GOLDEN.is_dir():
+        pytest.skip("the published values lie beside the project only")
+    save_pair(tmp_path, task, Scale())
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("A_rgb.png", "A_rgba.png"):
+        (source / name).write_bytes((GOLDEN / "preproc_inputs" / name).read_bytes())
+    assert run(source, task, tmp_path / "out", tmp_path) == 0
+    with np.load(GOLDEN / "demo_outputs.npz") as published:
+        for name in (n for n in published.files if f"_{task}_" in n):
+            ours = pixels(tmp_path / "out" / f"{name}.png")
+            assert ours.shape == published[name].shape
+            difference = np.abs(ours - published[name])
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 3e-4
+
+
+@pytest.mark.parametrize("task,mode", [("normal", "RGB"), ("depth", "L"), ("reshading", "RGB")])
+def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", task, tmp_path / "out", models, compare=True) == 0
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    kinds = ("baseline", "compare", "consistency")
+    assert written == [f"a_{task}_{kind}.png" for kind in kinds]
+    for variant in demo.VARIANTS:
+        values = demo.predict(picture, task, variant=variant, models_dir=str(models))
+        file = Image.open(tmp_path / "out" / f"a_{task}_{variant}.png")
+        assert file.mode == mode and file.size == (256, 256)
+        assert values.dtype == torch.float32 and 0 <= values.min() and values.max() <= 1
+        expected = np.asarray(images.to_image(values)).astype(int)
+        # alone and in a batch, sums run in another order: one grey level, rarely
+        assert np.abs(expected - pixels(file.filename)).max() <= 1
+
+
+def test_size_keeps_the_aspect(models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")  # 120 × 90
+    assert run(tmp_path / "a.png", "normal", tmp_path, models, size=100, compare=True) == 0
+    assert Image.open(tmp_path / "a_normal_baseline.png").size == (128, 96)
+    with pytest.raises(UserError, match="--size is 16 or more"):
+        demo.predict(picture, size=8, models_dir=str(models))
+
+
+def test_batch_size_changes_nothing(models, picture, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(5):
+        picture.rotate(7 * i).save(source / f"{i}.png")
+    for size in (1, 3):
+        assert run(source, "depth", tmp_path / str(size), models, batch_size=size) == 0
+    for path in (tmp_path / "1").iterdir():
+        assert np.abs(pixels(path) - pixels(tmp_path / "3" / path.name)).max() <= 1
+
+
+def test_half_precision_is_near(models, picture):
+    predictor = demo.load_predictor("normal", demo.VARIANTS, None, str(models), "cpu")
+    inputs = predictor.prepare(picture, None)[None]
+    results = []
+    for precision in ("float32", "bfloat16"):
+        with forward_only(torch.device("cpu"), precision):
+            results.append(predictor.predict(inputs, None)["baseline"])
+    assert all(r.dtype == torch.float32 for r in results)
+    assert 0 < (results[0] - results[1]).abs().mean() < 0.15
+
+
+# ---- any input ------------------------------------------------------------------------
+
+
+def encoded(picture):
+    """The same picture in many encodings: {name: (image, keywords of save)}."""
+    grey = picture.convert("L")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me by 90° clockwise"
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    return {
+        "rgb.png": (picture, {}),
+        "grey.png": (grey, {}),
+        "deep.png": (deep, {}),
+        "palette.png": (picture.quantize(256), {}),
+        "bits.png": (picture.convert("1"), {}),
+        "la.png": (picture.convert("LA"), {}),
+        "rgba.png": (picture.convert("RGBA"), {}),
+        "cmyk.tiff": (picture.convert("CMYK"), {}),
+        "float.tiff": (Image.fromarray(np.asarray(grey).astype(np.float32) / 255), {}),
+        "turned.png": (picture.rotate(90, expand=True), {"exif": exif}),
+        "no_ending": (picture, {"format": "png"}),
+    }
+
+
+def test_every_encoding(picture, tmp_path):
+    loaded = {}
+    for name, (image, keywords) in encoded(picture).items():
+        image.save(tmp_path / name, **keywords)
+        loaded[name] = images.square(images.open_image(tmp_path / name), 64)
+        assert loaded[name].shape == (3, 64, 64)
+    for name in ("turned.png", "rgba.png", "no_ending"):
+        assert torch.equal(loaded[name], loaded["rgb.png"]), name
+    assert (loaded["cmyk.tiff"] - loaded["rgb.png"]).abs().max() < 0.02
+    for name in ("deep.png", "float.tiff", "la.png"):
+        assert torch.equal(loaded[name], loaded["grey.png"]), name
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (120, 90), (64, 64), (301, 77), (1, 1), (1, 300)])
+def test_square_is_the_published_resizing(shape):
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    published = TF.to_tensor(TF.center_crop(TF.resize(image, [64]), [64, 64]))
+    assert torch.equal(images.square(image, 64), published)
+
+
+def test_the_shortcut_for_long_images_is_near(picture):
+    whole = TF.to_tensor(TF.center_crop(TF.resize(picture, [64]), [64, 64]))
+    shortcut = TF.to_tensor(images._resized_centre(picture, 64))
+    # the published long side is a whole number of pixels, which shifts the grid a little
+    assert (shortcut - whole).abs().mean() < 0.02
+
+
+def test_very_long_images_take_little(monkeypatch):
+    resized = []
+    monkeypatch.setattr(images.TF, "resize", lambda *a: resized.append(a))
+    assert images.square(Image.new("RGB", (20000, 1), (255, 0, 0)), 256)[0].min() == 1
+    assert not resized
+    with pytest.raises(images.BrokenImage, match="leave --size out"):
+        images.whole(Image.new("RGB", (20000, 1)), 256, 64)
+
+
+def spoil(folder, picture):
+    """A folder with two good images and everything that can be wrong."""
+    picture.save(folder / "good.png")
+    picture.save(folder / "other.jpg")
+    data = (folder / "good.png").read_bytes()
+    (folder / "truncated.png").write_bytes(data[: len(data) // 2])
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "text.png").write_text("no image at all")
+    Image.new("RGB", (1, 1)).save(folder / "one.png")
+    Image.new("RGB", (20000, 1)).save(folder / "long.png")
+    (folder / "folder.png").mkdir()
+    (folder / "notes.txt").write_text("skip me")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    picture.save(folder / f"{'n' * 245}.png")
+
+
+def test_command_line_on_a_folder_of_everything(models, picture, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    spoil(source, picture)
+    command = [sys.executable, "demo.py", "--task", "normal", "--img_path", str(source)]
+    command += ["--output_path", str(tmp_path / "out"), "--models-dir", str(models)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "5 of 8 images" in done.stdout
+    assert done.stderr.count("failed: ") == 3 and "3 could not be read" in done.stderr
+    for name in ("truncated.png", "zero.png", "text.png"):
+        assert f"{source / name}" in done.stderr
+    for name in ("folder.png", "notes.txt", "pipe.png", "gone.png"):
+        assert f"skipped: {name} (" in done.stderr
+    for name in ("good", "other", "one", "long", "n" * 150):
+        for variant in demo.VARIANTS:
+            assert (tmp_path / "out" / f"{name}_normal_{variant}.png").is_file()
+    assert len(list((tmp_path / "out").iterdir())) == 10
+
+
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        (["--task", "normals"], "did you mean normal?"),
+        ([], "--task is normal or depth or reshading"),
+        (["--task", "depth"], "--img_path names an image"),
+        (["--task", "depth", "--img_path", "/no/such.png"], "no file or folder /no/such.png"),
+        (["--task", "depth", "--img_paht", "x"], "unknown flag --img-paht"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        demo.command_line(demo.main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert sentence in said and said.count("\n") == 1
+
+
+def test_a_broken_file_alone(models, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert run(tmp_path / "a.png", "normal", tmp_path / "out", models) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images in"):
+        run(tmp_path / "empty", "normal", tmp_path / "out", models)
+
+
+# ---- files ----------------------------------------------------------------------------
+
+
+def test_names_that_collide_stay_apart(models, picture, tmp_path):
+    inputs = ["a.png", "a.jpg", "A.bmp", "a.png.png", "b.png", "b_normal_baseline.png"]
+    for name in inputs:
+        picture.save(tmp_path / name)
+    before = {name: (tmp_path / name).read_bytes() for name in inputs}
+    assert run(tmp_path, "normal", tmp_path, models) == 0
+    assert all((tmp_path / name).read_bytes() == before[name] for name in inputs)
+    results = [p.name.casefold() for p in tmp_path.iterdir() if p.name not in inputs]
+    assert len(set(results)) == 2 * len(inputs)
+    # a second time, the results of the first are no inputs, and come out the same
+    assert run(tmp_path, "normal", tmp_path, models) == 0
+    assert sorted(results) == sorted(
+        p.name.casefold() for p in tmp_path.iterdir() if p.name not in inputs
+    )
+
+
+def test_unwritable_output(models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write|cannot make"):
+        run(tmp_path / "a.png", "normal", tmp_path / "file", models)
+
+
+# ---- networks -------------------------------------------------------------------------
+
+
+def test_rooms_networks_stand_in(models, picture, tmp_path, monkeypatch):
+    class Job:
+        models_dir = tmp_path / "models"
+
+    monkeypatch.setattr(demo, "SHIPPED", models)
+    monkeypatch.setattr(demo, "read_job", lambda: Job)
+    cpu = torch.device("cpu")
+    predictor = demo.load_predictor("normal", demo.VARIANTS, None, None, cpu)
+    assert predictor.stands_in and predictor.scale == SMALL
+    assert "shipped" in predictor.note and "rgb2normal_baseline.pth" in predictor.note
+    assert "tools/download_models.sh" in predictor.note and "\n" not in predictor.note
+    with pytest.raises(UserError, match="no rgb2normal_baseline.pth"):
+        demo.load_predictor("normal", demo.VARIANTS, "published", None, cpu)
+    with pytest.raises(UserError, match=f"in {tmp_path}"):  # named folders are not replaced
+        demo.load_predictor("normal", demo.VARIANTS, None, str(tmp_path), cpu)
+    demo._kept_predictor.cache_clear()
+    with pytest.warns(UserWarning, match="shipped"):
+        demo.predict(picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        demo.predict(picture)  # loaded once, said once
+    demo._kept_predictor.cache_clear()
+
+
+@pytest.mark.parametrize("name", checkpoint_names("depth_zbuffer", "baseline"))
+def test_every_name_of_the_depth_network(name, models, tmp_path):
+    (tmp_path / name).write_bytes((models / "rgb2depth_baseline.pth").read_bytes())
+    demo.load_predictor("depth", ["baseline"], None, str(tmp_path), torch.device("cpu"))

@@ -1,0 +1,308 @@
+"""The consistency energy: published values, every view once, independence of the batch."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from datasets import Reality, TaskDataset, View, find_views  # noqa: E402
+from energy import ENERGY_DOMAINS, energy_configs, evaluate_losses, paths_for  # noqa: E402
+from graph import TaskGraph, edges_of  # noqa: E402
+from models import save_network  # noqa: E402
+from scripts import energy_calc, energy_map, energy_shift, measuring  # noqa: E402
+from scripts.energy_statistics import (  # noqa: E402
+    standardised,
+    statistics,
+)
+from scripts.images import open_image, square  # noqa: E402
+from task_configs import get_task  # noqa: E402
+from transfers import TRANSFERS, Scale  # noqa: E402
+from utils import UserError  # noqa: E402
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+SMALL = Scale(32, 8)
+TINY_BUILDINGS = ["agate", "basalt", "tuff", "zeolite"]  # trained on, and tested on
+EDGES = edges_of(energy_configs["energy_calc"]["paths"])
+TASKS_NEEDED = [get_task("rgb"), get_task("normal")]
+
+
+def salted(edge, scale):
+    """The network of an edge with weights of the golden files' recipe."""
+    network = TRANSFERS[edge].build(scale)
+    state = {}
+    for name, value in network.state_dict().items():
+        salt = "p39." if name.startswith("last_conv2.") else f"{edge[0]}2{edge[1]}."
+        rng = np.random.default_rng(zlib.crc32((salt + name).encode()))
+        x = rng.standard_normal(tuple(value.shape))
+        if value.dim() > 1:
+            x = x / np.sqrt(np.prod(value.shape[1:]))
+        else:
+            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+        state[name] = torch.from_numpy(x).float()
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """All networks of the energy, at 32 pixels; reshading has no consistency checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    for edge in EDGES:
+        if TRANSFERS[edge].checkpoint:
+            save_network(folder / TRANSFERS[edge].checkpoint, salted(edge, SMALL), SMALL)
+    for name, target in (("normal", "normal"), ("depth", "depth_zbuffer")):
+        network = salted(("rgb", target), SMALL)
+        with torch.no_grad():
+            network.last_conv2.bias += 0.1
+        save_network(folder / f"rgb2{name}_consistency.pth", network, SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Made-up labelled views: in each of two test buildings three, one a half-black."""
+    folder = tmp_path_factory.mktemp("data")
+    for number, building in enumerate(TINY_BUILDINGS):
+        for view in range(3):
+            rng = np.random.default_rng([number, view])
+            for task in TASKS_NEEDED:
+                values = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+                path = task.path(folder, building, f"point_{view * 5}_view_0")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture
+def graph(models):
+    setting = measuring.Setting([], [models], SMALL, embedded=False)
+    return measuring.energy_graph("energy_calc", setting, torch.device("cpu"))
+
+
+def table_of(graph, data, batch_size, buildings=("tuff", "zeolite")):
+    views = find_views(TASKS_NEEDED, [data], buildings)
+    reality = Reality("test", TaskDataset(TASKS_NEEDED, views, 32), batch_size)
+    return energy_calc.measure_views(graph, reality, quiet=True)
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def labelled(models, data, tmp_path_factory):
+    """The folder of a labelled run."""
+    folder = tmp_path_factory.mktemp("energy")
+    energy_calc.main("energy_calc", data_dirs=[str(data)], models_dir=str(models),
+                     save_dir=str(folder), batch_size=4, buildings=["tuff", "zeolite"])  # fmt: skip
+    return folder
+
+
+# ---- measuring ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_published_energies():
+    path = GOLDEN / "energy_calc_images.json"
+    if not path.is_file():
+        pytest.skip("the published values lie beside the project only")
+    case, folder = json.loads(path.read_text()), GOLDEN / "energy_calc_data"
+    formula = ("rgb", "sobel_edges")
+    networks = {
+        e: TRANSFERS[e].build(Scale()) if e == formula else salted(e, Scale()) for e in EDGES
+    }
+    buildings = energy_calc.choose_buildings([folder], None, None)
+    assert buildings == ["almena", "albertville"]
+    views = find_views(TASKS_NEEDED, [folder], buildings)
+    reality = Reality("test", TaskDataset(TASKS_NEEDED, views, 256), 2)
+    table = energy_calc.measure_views(TaskGraph(networks), reality, quiet=True)
+    names = [(v["building"], f"point_0_view_{v['view']}") for v in case["per_image"]]
+    order = [[(v.building, v.name) for v in views].index(name) for name in names]
+    for name, values in table.items():
+        published = {"error": "direct_normal"}.get(name, name)
+        if name != "energy":
+            wanted = [view["losses"][published] for view in case["per_image"]]
+            np.testing.assert_allclose(values[order], wanted, rtol=2e-6)
+    wanted = case["table_over_all_6"]
+    for name, values in standardised(table, statistics(table)).items():
+        np.testing.assert_allclose(values[order], wanted[name], atol=2e-5)
+    np.testing.assert_allclose(table["energy"][order], wanted["energy"], rtol=2e-6)
+
+
+def test_batch_size_changes_nothing(graph, data):
+    tables = [table_of(graph, data, size) for size in (1, 4, 6)]
+    for name, values in tables[0].items():
+        for other in tables[1:]:
+            np.testing.assert_allclose(other[name], values, rtol=1e-4, atol=1e-6)
+
+
+def test_the_consistent_networks_are_preferred(models, capsys):
+    setting = measuring.Setting([], [models], SMALL, embedded=False)
+    graph = measuring.energy_graph("energy_calc", setting, torch.device("cpu"))
+    said = capsys.readouterr().out
+    assert "rgb2reshading_consistency.pth" in said and "normal_consistency" not in said
+    assert said.count("\n") == 1
+    baseline = salted(("rgb", "normal"), SMALL).last_conv2.bias
+    bias = graph.networks["rgb2normal"].last_conv2.bias
+    torch.testing.assert_close(bias, baseline + 0.1)
+    assert not any(p.requires_grad for p in graph.parameters())
+
+
+def test_a_pass_computes_each_prefix_once(graph):
+    calls = []
+    for name, network in graph.networks.items():
+        network.register_forward_hook(lambda *_, name=name: calls.append(name))
+    batch = {"rgb": torch.rand(1, 3, 32, 32), "normal": torch.rand(1, 3, 32, 32)}
+    with measuring.forward_only(torch.device("cpu")):
+        measuring.measure_batch(graph, "energy_calc", batch)
+    assert sorted(calls) == sorted("2".join(edge) for edge in EDGES)
+
+
+def test_labelled_run(labelled):
+    rows = rows_of(labelled / "data.csv")
+    names = [(row["building"], row["view"]) for row in rows]
+    views = ["point_0_view_0", "point_5_view_0", "point_10_view_0"]
+    assert names == [(building, view) for building in ("tuff", "zeolite") for view in views]
+    assert [row[""] for row in rows] == [str(i) for i in range(6)]
+    percep = [name for name in rows[0] if name.startswith("percep_")]
+    assert len(percep) == 28
+    assert list(rows[0])[3:] == [
+        "energy",
+        "error",
+        *percep,
+        "normalized_energy",
+        "normalized_error",
+    ]
+    for row in rows:
+        assert float(row["energy"]) == pytest.approx(np.mean([float(row[n]) for n in percep]))
+    assert {p.name for p in labelled.iterdir()} == {
+        "data.csv", "statistics.json", "energy.pdf", "energy.png"}  # fmt: skip
+    assert Image.open(labelled / "energy.png").size > (500, 400)
+    assert (labelled / "energy.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tmp_path):
+    """The labelled run's own images have the same energies as queries; bad files are reported."""
+    views = [View(data, b, f"point_{p}_view_0") for b in ("tuff", "zeolite") for p in (0, 5, 10)]
+    for i, view in enumerate(views):
+        (tmp_path / f"{i}.png").write_bytes(TASKS_NEEDED[0].path(*view).read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        energy_calc.main("energy_calc_nogt", data_dir=str(tmp_path), models_dir=str(models),
+                         save_dir=str(labelled))  # fmt: skip
+    assert stop.value.code == 1
+    queries, known = rows_of(labelled / "energy_query.csv"), rows_of(labelled / "data.csv")
+    assert [Path(row["image"]).name for row in queries] == [f"{i}.png" for i in range(6)]
+    for query, row in zip(queries, known, strict=True):
+        for name in ("energy", "normalized_energy"):
+            assert float(query[name]) == pytest.approx(float(row[name]), rel=1e-3, abs=1e-3)
+    for kind in ("pdf", "png"):
+        path = labelled / f"energy_query.{kind}"
+        assert path.stat().st_size > 1000
+        path.unlink()
+    (labelled / "energy_query.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    "config,flags,sentence",
+    [
+        ("energy_calk", {}, "did you mean energy_calc"),
+        ("energy_calc_nogt", {}, "needs --data-dir"),
+        ("energy_calc", {"data_dir": "."}, "named by --data-dirs"),
+        ("energy_calc", {"batch_size": 0}, "--batch-size has to be more than 0"),
+        ("energy_calc", {"precision": "half"}, "--precision is float32 or"),
+        ("energy_calc_nogt", {"data_dir": "."}, "first run python -m scripts.energy_calc"),
+    ],
+)
+def test_mistakes_are_named(config, flags, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        energy_calc.main(config, save_dir=str(tmp_path), **flags)
+
+
+def test_command_line(models, data, tmp_path):
+    """The published command: underscores in flags, a subset, a file per result."""
+    command = [sys.executable, "-m", "scripts.energy_calc", "energy_calc", "--batch_size", "2"]
+    command += ["--subset_size=4", f"--save_dir={tmp_path}", f"--data-dirs={data}"]
+    command += [f"--models-dir={models}", "--buildings=tuff,zeolite"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Pearson  r = " in done.stdout and "Fisher's z" in done.stdout
+    rows = rows_of(tmp_path / "data.csv")
+    assert [row["building"] for row in rows] == ["tuff", "tuff", "zeolite", "zeolite"]
+
+
+# ---- pixels -------------------------------------------------------------------------
+
+
+def test_pixels_average_to_the_image(graph):
+    losses = energy_map.LOSSES
+    config = energy_configs["energy_calc_nogt"]
+    batch = {"rgb": torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+    with torch.no_grad():
+        values = graph.sample(paths_for(config, losses), batch)
+    parts = energy_map.disagreements(values)
+    for domain, loss in zip(ENERGY_DOMAINS, evaluate_losses(config, losses, values).values(),
+                            strict=True):  # fmt: skip
+        torch.testing.assert_close(parts[domain].mean(dim=(1, 2, 3)), loss)
+    table = {f"percep__{d}": m.mean(dim=(1, 2, 3)).double().numpy() for d, m in parts.items()}
+    by = statistics(table)
+    per_image = energy_map.pixel_energy(parts, by).mean(dim=(1, 2, 3))
+    wanted = standardised(table, by)["normalized_energy"]
+    np.testing.assert_allclose(per_image, wanted, atol=1e-3)
+
+
+def test_energy_map_run(models, labelled, tmp_path):
+    source = ROOT / "assets" / "room.png"
+    for per_path, columns in ((False, 3), (True, 10)):
+        energy_map.main(img_path=str(source), output_path=str(tmp_path), models_dir=str(models),
+                        per_path=per_path, statistics=str(labelled))  # fmt: skip
+        assert Image.open(tmp_path / "room_energy.png").width == columns * 258 + 2
+
+
+# ---- shift --------------------------------------------------------------------------
+
+
+def test_shifts_do_what_they_say():
+    image = square(open_image(ROOT / "assets" / "room.png"), 64)[None].repeat(3, 1, 1, 1)
+    assert torch.equal(energy_shift.shifted(image, energy_shift.CLEAN, 0), image)
+    for kind, (_, levels) in energy_shift.SHIFTS.items():
+        sizes = []
+        for level in levels:
+            changed = energy_shift.shifted(image, (kind, level), 0)
+            assert changed.shape == image.shape and 0 <= changed.min() and changed.max() <= 1
+            sizes.append(float((changed - image).abs().mean()))
+            # each image's noise is its own, and the same in any batch
+            alone = energy_shift.shifted(image[1:2], (kind, level), 1)
+            assert torch.equal(alone[0], changed[1])
+        assert sizes == sorted(sizes) and sizes[0] > 0
+    dark = energy_shift.shifted(image, ("darkening (factor)", 1.0), 0)
+    assert torch.equal(dark, image)  # to 8 bits and back loses nothing
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_shift_run(labels, models, data, tmp_path, capsys):
+    flags = {"data_dirs": [str(data)], "buildings": ["tuff"]} if labels else {}
+    flags |= {} if labels else {"data_dir": str(ROOT / "assets" / "room.png")}
+    energy_shift.main(save_dir=str(tmp_path), models_dir=str(models), batch_size=2, **flags)
+    rows = rows_of(tmp_path / "shift.csv")
+    assert [row["shift"] for row in rows][:2] == ["clean", "blur (σ)"] and len(rows) == 14
+    assert ("error" in rows[0]) == labels
+    images = rows_of(tmp_path / "shift_images.csv")
+    assert len(images) == 14 * (3 if labels else 1)
+    assert (tmp_path / "shift.pdf").is_file() and (tmp_path / "shift.png").is_file()
+    if labels:
+        assert abs(float(rows[0]["energy"])) < 1e-9  # clean images standardise themselves
+        assert all(0 <= float(row["auc"]) <= 1 for row in rows[1:])
