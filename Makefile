@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 PYTHON := .venv/bin/python
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: train test test-all check setup requirements clean
+.PHONY: train test test-all lint check setup requirements clean
 
 setup: $(PYTHON)
 
@@ -14,15 +14,16 @@ train: setup
 	$(PYTHON) -m train multiperceptual_normal --k 2 --random-select --compare-direct
 
 test: setup
-	$(PYTHON) -m pytest -m "not slow and not gpu"
+	$(PYTHON) -m pytest -n auto -m "not slow and not gpu"
 
 test-all: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
-check: setup
+lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PYTHON) -m pytest -m "not slow and not gpu"
+
+check: test lint
 
 $(PYTHON): uv.lock pyproject.toml
 	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }

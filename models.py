@@ -35,6 +35,8 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
     except NO_CHECKPOINT as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
         raise UserError(f"{path} is not a checkpoint of weights alone: {reason}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not a state dict")
     record = {}
@@ -139,7 +141,10 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
     if path.is_file():
         weights = read_weights(path)[0]
     else:
-        weights = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        try:
+            weights = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        except RuntimeError as error:  # the download's checksum is wrong
+            raise OSError(str(error)) from None
     return {n if n.startswith("resnet.") else f"resnet.{n}": v for n, v in weights.items()}
 
 

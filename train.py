@@ -152,7 +152,7 @@ def main(
 
     # ---- data, networks ----
     job = read_job()
-    setting = settle(job, data_dirs, models_dir, image_size, width, quiet)
+    setting = settle(job, data_dirs, models_dir, image_size, width, quiet, row is not None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     by_win_rate = not random_select and mode == "winrate" and k != 0
     graph, losses = build_graph(config, settings, wanted, by_win_rate, setting, init, strict)

@@ -90,8 +90,12 @@ def settle(
     image_size: int | None = None,
     width: int | None = None,
     quiet: bool = False,
+    new_models: bool = False,
 ) -> Setting:
-    """The setting of a run; prints what was chosen and how to choose otherwise."""
+    """The setting of a run; prints what was chosen and how to choose otherwise.
+
+    `new_models`: the run makes networks, so its models folder need not be there yet.
+    """
     named = data_dirs is not None
     folders = [Path(d) for d in data_dirs or ()]
     if not named and job.data_dir.is_dir() and find_buildings([job.data_dir]):
@@ -102,14 +106,17 @@ def settle(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"no data folder {folder}")
-    if models_dir is not None and not Path(models_dir).is_dir():
+    if models_dir is not None and not new_models and not Path(models_dir).is_dir():
         raise UserError(f"no models folder {models_dir}")
     models = [Path(models_dir) if models_dir is not None else job.models_dir]
     shipped = find_scale(SHIPPED, TRANSFERS.values())
     default = find_scale(models[0], TRANSFERS.values())
     if default is None:
         default = shipped if shipped and not named else Scale()
-    scale = Scale(image_size or default.image_size, width or default.width)
+    scale = Scale(
+        default.image_size if image_size is None else image_size,
+        default.width if width is None else width,
+    )
     if models_dir is None and scale == shipped:
         models.append(SHIPPED)
     print(

@@ -59,7 +59,7 @@ def main(
     """
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
-    setting = settle(read_job(), data_dirs, models_dir, image_size, width)
+    setting = settle(read_job(), data_dirs, models_dir, image_size, width, new_models=True)
     missing = [row for row in needed if again or setting.find(row.checkpoint) is None]
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
           f"{len(missing)} to train")  # fmt: skip

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+# one thread a test process: several run side by side, and more would only get in their way
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

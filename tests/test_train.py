@@ -142,6 +142,15 @@ def test_a_row_of_the_table_trains_and_is_saved_under_its_file(run, networks, tm
     assert len(weights) == 28 and "val mse : n(x) -> y^" in output
 
 
+def test_a_row_trains_into_a_new_folder_at_any_scale(run, tmp_path):
+    folder = tmp_path / "new" / "models"
+    status, output, _ = run("depth_zbuffer2sobel_edges", f"--models-dir={folder}",
+                            "--image-size=16", "--width=16")  # fmt: skip
+    assert status == 0, output
+    _, record = read_weights(folder / "depth_zbuffer2sobel_edges.pth")
+    assert (record["image_size"], record["width"]) == (16, 16)
+
+
 def test_train_edges_makes_what_is_missing_and_no_more(run, networks, tmp_path):
     folder = shutil.copytree(networks, tmp_path / "models")
     for name in ("normal2curvature.pth", "rgb2principal_curvature.pth"):
