@@ -297,7 +297,8 @@ class Training:
             self._validate(graph, realities["val"], logger, (epoch + 1) * self.steps)
             after_epoch()
             if silent:
-                print(f"{self.label} epoch {epoch + 1}/{self.epochs}: {self._shown(logger)}")
+                line = f"{self.label} epoch {epoch + 1}/{self.epochs}: {self._shown(logger)}"
+                print(line, flush=True)
         bar.close()
 
     def _step(

@@ -108,7 +108,7 @@ def run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
     """Writes the views, in this process or in spawned ones."""
     from tqdm import tqdm
 
-    bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or not jobs)
+    bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or None)
     if num_workers <= 1 or len(jobs) <= 1:
         for job in jobs:
             write_view(job)
@@ -158,6 +158,8 @@ def make_rooms(
             paths = view_paths(output_dir, building, point, view)
             if not all(path.exists() for path in paths.values()):
                 jobs.append((str(output_dir), building, point, view, image_size, seed))
+    if jobs and not quiet:
+        print(f"rooms: rendering {len(jobs)} views to {output_dir}")
     run_jobs(jobs, num_workers or os.cpu_count() or 1, quiet)
     return len(jobs)
 

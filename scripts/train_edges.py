@@ -64,7 +64,7 @@ def main(
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
           f"{len(missing)} to train")  # fmt: skip
     start = time.monotonic()
-    for row in tqdm(missing, desc="networks", unit="network"):
+    for row in tqdm(missing, desc="networks", unit="network", disable=None):
         tqdm.write(f"\n==== {row.name} → {setting.models_dirs[0] / row.checkpoint}")
         train.main(
             row.name,
