@@ -1,11 +1,9 @@
 """The consistency energy: published values, every view once, independence of the batch."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +14,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from golden.recipe import fill  # noqa: E402
+
 from datasets import Reality, TaskDataset, View, find_views  # noqa: E402
 from energy import ENERGY_DOMAINS, energy_configs, evaluate_losses, paths_for  # noqa: E402
-from graph import TaskGraph, edges_of  # noqa: E402
+from graph import edges_of  # noqa: E402
 from models import save_network  # noqa: E402
 from scripts import energy_calc, energy_map, energy_shift, measuring  # noqa: E402
 from scripts.energy_statistics import (  # noqa: E402
@@ -30,7 +30,6 @@ from task_configs import get_task  # noqa: E402
 from transfers import TRANSFERS, Scale  # noqa: E402
 from utils import UserError  # noqa: E402
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 SMALL = Scale(32, 8)
 TINY_BUILDINGS = ["agate", "basalt", "tuff", "zeolite"]  # trained on, and tested on
 EDGES = edges_of(energy_configs["energy_calc"]["paths"])
@@ -38,20 +37,8 @@ TASKS_NEEDED = [get_task("rgb"), get_task("normal")]
 
 
 def salted(edge, scale):
-    """The network of an edge with weights of the golden files' recipe."""
-    network = TRANSFERS[edge].build(scale)
-    state = {}
-    for name, value in network.state_dict().items():
-        salt = "p39." if name.startswith("last_conv2.") else f"{edge[0]}2{edge[1]}."
-        rng = np.random.default_rng(zlib.crc32((salt + name).encode()))
-        x = rng.standard_normal(tuple(value.shape))
-        if value.dim() > 1:
-            x = x / np.sqrt(np.prod(value.shape[1:]))
-        else:
-            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
-        state[name] = torch.from_numpy(x).float()
-    network.load_state_dict(state)
-    return network
+    """The network of an edge with weights of its own."""
+    return fill(TRANSFERS[edge].build(scale), edge)
 
 
 @pytest.fixture(scope="module")
@@ -111,34 +98,6 @@ def labelled(models, data, tmp_path_factory):
 
 
 # ---- measuring ----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_published_energies():
-    path = GOLDEN / "energy_calc_images.json"
-    if not path.is_file():
-        pytest.skip("the published values lie beside the project only")
-    case, folder = json.loads(path.read_text()), GOLDEN / "energy_calc_data"
-    formula = ("rgb", "sobel_edges")
-    networks = {
-        e: TRANSFERS[e].build(Scale()) if e == formula else salted(e, Scale()) for e in EDGES
-    }
-    buildings = energy_calc.choose_buildings([folder], None, None)
-    assert buildings == ["almena", "albertville"]
-    views = find_views(TASKS_NEEDED, [folder], buildings)
-    reality = Reality("test", TaskDataset(TASKS_NEEDED, views, 256), 2)
-    table = energy_calc.measure_views(TaskGraph(networks), reality, quiet=True)
-    names = [(v["building"], f"point_0_view_{v['view']}") for v in case["per_image"]]
-    order = [[(v.building, v.name) for v in views].index(name) for name in names]
-    for name, values in table.items():
-        published = {"error": "direct_normal"}.get(name, name)
-        if name != "energy":
-            wanted = [view["losses"][published] for view in case["per_image"]]
-            np.testing.assert_allclose(values[order], wanted, rtol=2e-6)
-    wanted = case["table_over_all_6"]
-    for name, values in standardised(table, statistics(table)).items():
-        np.testing.assert_allclose(values[order], wanted[name], atol=2e-5)
-    np.testing.assert_allclose(table["energy"][order], wanted["energy"], rtol=2e-6)
 
 
 def test_batch_size_changes_nothing(graph, data):

@@ -53,6 +53,8 @@ def test_the_main_job(run, networks):
         names = text.split(": ")[1].split(", ")
         assert len(losses) == 2
         assert all(any(n.startswith(f"{name}_mae") for n in losses) for name in names)
+    # "loss" is the weighted sum of training alone
+    assert {line["split"] for line in log if "loss" in line} == {"train", "direct"}
     columns = json.loads((folder / "evaluation.json").read_text())
     assert list(columns) == ["before", "trained", "without consistency"]
 

@@ -87,16 +87,17 @@ def weight(name: str, shape: tuple[int, ...], prefix: str = "") -> Tensor:
     return value
 
 
-def fill(network: nn.Module, edge: Edge | None = None) -> nn.Module:
+def fill(network: nn.Module, edge: Edge | None = None, everywhere: str = "") -> nn.Module:
     """Give `network` (on the meta device or not) its golden weights.
 
-    Plain ones, or with an `edge` the salted ones of that edge; do not change them in
-    place, plain ones are shared. In eval mode afterwards, as nearly all golden values.
+    Plain ones, with an `edge` the salted ones of that edge, or those of one prefix
+    `everywhere`; do not change them in place, plain ones are shared. In eval mode
+    afterwards, as nearly all golden values.
     """
 
     def prefix(name: str) -> str:
         if edge is None:
-            return ""
+            return everywhere
         return "p39." if name.startswith("last_conv2.") else f"{edge[0]}2{edge[1]}."
 
     state = network.state_dict()

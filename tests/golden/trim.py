@@ -15,8 +15,8 @@ CROPPED = ("rgb", "normal", "depth_zbuffer", "keypoints2d")  # kept as their cen
 MASKS = ("normal", "depth_zbuffer", "principal_curvature", "edge_occlusion")
 GZIPPED = ("network_specs", "energy", "energy_float64", "energy_configs", "transfers")
 PLAIN = (
-    "graph_save_format", "logger", "network_weight_checksums", "plots_meta", "preproc_stats",
-    "splits", "tasks",
+    "energy_calc_stats", "graph_save_format", "logger", "network_weight_checksums", "plots_meta",
+    "preproc_stats", "splits", "tasks",
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     (TARGET / "preproc_inputs").mkdir(parents=True, exist_ok=True)
     for name in (*GZIPPED, *PLAIN):
         value = json.loads((folder / f"{name}.json").read_text())
-        if name.startswith("energy") and name != "energy_configs":
+        if name in ("energy", "energy_float64"):
             value = {k: v for k, v in value.items() if "weights=plain|" not in k or "cascade" in k}
         text = json.dumps(value, separators=(",", ":")) + "\n"
         if name in GZIPPED:
