@@ -142,10 +142,13 @@ def main(
     one_of("--schedule", schedule or "constant", ("constant", "cosine"))
     if winrate and (random_select or mode == "standard"):
         raise UserError("--winrate excludes --random-select and --mode standard")
-    for flag, value in (("--batch-size", batch_size), ("--steps-per-epoch", steps_per_epoch),
-                        ("--subset-size", subset_size), ("--lr", lr)):  # fmt: skip
+    positive = {"--batch-size": batch_size, "--steps-per-epoch": steps_per_epoch, "--lr": lr,
+                "--subset-size": subset_size, "--max-epochs": max_epochs}  # fmt: skip
+    for flag, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{flag} has to be more than 0, not {value}")
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"--num-workers has to be 0 or more, not {num_workers}")
     wanted = restricted(settings, perceptual)
     checked_k(k, wanted, mode)
     seed_everything(seed)
@@ -177,7 +180,7 @@ def main(
         squared=row is not None and row.source != "rgb",
         lr=lr or rates.get(init, rates["baseline"]),
         schedule=schedule or ("cosine" if row else "constant"),
-        epochs=epochs if max_epochs is None else max_epochs,
+        epochs=max_epochs or epochs,
         steps=steps, seed=seed, quiet=quiet,
     )  # fmt: skip
     run = _make_run_folder(Path(results_dir) if results_dir else job.results_dir, config)

@@ -99,6 +99,8 @@ def test_the_other_ways_to_train(run, arguments):
         (("example_normal", "--init=/nowhere.pth"), "error: no checkpoint /nowhere.pth"),
         (("example_normal", "--subset-size=1000"), "error: --subset-size 1000: 8 training"),
         (("example_normal", "--split=/nowhere"), "error: cannot read /nowhere"),
+        (("example_normal", "--max-epochs=0"), "error: --max-epochs has to be more than 0"),
+        (("example_normal", "--num-workers=-1"), "error: --num-workers has to be 0 or more"),
         (("rgb2sobel_edges",), "error: rgb2sobel_edges has nothing to train"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
