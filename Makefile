@@ -4,11 +4,12 @@
 
 UV_VERSION := 0.13.8
 PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
 .PHONY: train test test-all lint check setup requirements clean
 
-setup: $(PYTHON)
+setup: $(INSTALLED)
 
 train: setup
 	$(PYTHON) -m train multiperceptual_normal --k 2 --random-select --compare-direct
@@ -25,10 +26,10 @@ lint: setup
 
 check: test lint
 
-$(PYTHON): uv.lock pyproject.toml
+$(INSTALLED): uv.lock pyproject.toml
 	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }
 	$(UV) sync --frozen
-	@touch $(PYTHON)
+	@touch $@
 
 # The exact versions of uv.lock for users of pip and conda.
 requirements: setup

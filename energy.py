@@ -254,14 +254,18 @@ def evaluate_losses(
 
 # ---- the balance of gradients -------------------------------------------------------
 
+# Added to G, so that a batch without any gradient (all of it masked, say) gives 0, not NaN;
+# beside any gradient that is not 0 it is lost in rounding.
+TINY = 1e-30
+
 
 def balance(norms: Mapping[str, Tensor | float], direct: str = "mae") -> dict:
     """The weight of each loss from the size g of its gradient, G being their sum:
 
     c_i = (G − g_i) / ((n − 1) G), which sum to 1; then the direct one × (n − 1).
-    A single loss weighs 1.
+    A single loss weighs 1. Finite also where no loss has a gradient.
     """
-    count, total = len(norms), sum(norms.values())
+    count, total = len(norms), sum(norms.values()) + TINY
     if count == 1:
         return {name: norm * 0 + 1.0 for name, norm in norms.items()}
     weights = {name: (total - norm) / ((count - 1) * total) for name, norm in norms.items()}
@@ -299,7 +303,7 @@ def balanced_gradient(
     weights = balance(norms, direct)
     if len(norms) == 1:
         return plain, weights, norms
-    everything = sum(norms.values())
+    everything = sum(norms.values()) + TINY
     for total, total_scaled in zip(plain, scaled, strict=True):
         total.sub_(total_scaled / everything).div_(len(norms) - 1)
     return plain, weights, norms

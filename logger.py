@@ -86,7 +86,7 @@ class Logger:
 
 
 def _short(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:.4f}"
+    return str(int(value)) if value.is_integer() else f"{value:.4f}"
 
 
 # ---- Visdom -------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def connect_visdom(env: str, server: str, port: int) -> "VisdomWindows | None":
     """The windows of a Visdom server, or None (one line says so) where none answers."""
     try:
         socket.create_connection((server, port), timeout=1).close()
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for what can be no host's name
         print(f"visdom: no server at {server}:{port}; logging to console, JSONL and PNG alone")
         return None
     print(f"visdom: http://{server}:{port}/env/{env}")
@@ -168,7 +168,7 @@ class VisdomWindows:
                 )
                 getattr(visdom, call)(**arguments)
                 lost = False
-            except OSError as error:
+            except (OSError, ImportError, ValueError, TypeError, AssertionError) as error:
                 if not lost:
                     print(f"visdom: {self.server}:{self.port} does not answer ({error})")
                 lost = True

@@ -142,6 +142,8 @@ def main(
     one_of("--schedule", schedule or "constant", ("constant", "cosine"))
     if winrate and (random_select or mode == "standard"):
         raise UserError("--winrate excludes --random-select and --mode standard")
+    if mode == "standard" and random_select:
+        raise UserError("--mode standard uses all perceptual losses: no --random-select")
     positive = {"--batch-size": batch_size, "--steps-per-epoch": steps_per_epoch, "--lr": lr,
                 "--subset-size": subset_size, "--max-epochs": max_epochs}  # fmt: skip
     for flag, value in positive.items():
@@ -150,7 +152,13 @@ def main(
     if num_workers is not None and num_workers < 0:
         raise UserError(f"--num-workers has to be 0 or more, not {num_workers}")
     wanted = restricted(settings, perceptual)
-    checked_k(k, wanted, mode)
+    if not checked_k(k, wanted, mode) and (compare_direct or random_select or winrate):
+        raise UserError(
+            "without perceptual losses there is nothing for --compare-direct, --random-select "
+            "or --winrate to do"
+        )
+    if compare_direct and visualize:
+        raise UserError("--visualize stops before training: no --compare-direct")
     seed_everything(seed)
 
     # ---- data, networks ----
@@ -216,7 +224,7 @@ def main(
         training.fit(graph, realities, logger, after_epoch=lambda: (
             keep(), pictures.draw(graph, "", "latest")))  # fmt: skip
         columns["trained"] = measured()
-        if compare_direct and losses:
+        if compare_direct:
             graph.target.load_state_dict(start)
             training.without_consistency().fit(graph, realities, logger, lambda: None)
             columns["without consistency"] = measured()
@@ -255,6 +263,7 @@ class Training:
     quiet: bool = False
     label: str = "train"
     win_rates: dict[str, float] = field(default_factory=dict)
+    val_error: float = float("nan")
 
     def record(self) -> dict:
         """Its settings as plain values."""
@@ -348,13 +357,13 @@ class Training:
         if self.win_rates:
             logger.record({"win rates": self.win_rates, "step": at})
         logger.step(at, "val" if self.label == "train" else f"{self.label}_val")
+        self.val_error = logger.means[self._title("mae")]
 
     def _title(self, name: str) -> str:
         return loss_title(self.config, name, "mse" if self.squared else "mae")
 
     def _shown(self, logger: Logger) -> str:
-        title = self._title("mae")
-        return f"loss {logger.means['loss']:.4f}, val {title} {logger.means[title]:.4f}"
+        return f"loss {logger.means['loss']:.4f}, val {self._title('mae')} {self.val_error:.4f}"
 
 
 # ---- the run's folder --------------------------------------------------------------

@@ -155,11 +155,15 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
     """
     try:
         fields = [field.strip() for field in Path(path).read_text().strip().split(",")]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"cannot read {path}: {reason}") from None
     if len(fields) not in (2, 3) or not all(fields):
         raise UserError(f"{path} should hold 'name, base_dir', not {','.join(fields)!r}")
-    return Job(fields[0], Path(fields[-1]).expanduser())
+    try:
+        return Job(fields[0], Path(fields[-1]).expanduser())
+    except RuntimeError:
+        raise UserError(f"{path} names {fields[-1]}, and there is no such user") from None
 
 
 # ---- seeds and files ----------------------------------------------------------------

@@ -58,6 +58,7 @@ def table(columns: Mapping[str, Mapping[str, float]]) -> str:
     for row, value in start.items():
         line = f"{row:<{wide}}{value:>10.3f}"
         for _, column in others:
-            line += f"{column[row]:>14.3f} ({100 * (column[row] / value - 1):+6.2f} %)"
+            change = f"{100 * (column[row] / value - 1):+6.2f} %" if value else f"{'–':>8}"
+            line += f"{column[row]:>14.3f} ({change})"
         lines.append(line)
     return "\n".join(lines)

@@ -72,14 +72,20 @@ def check_settings(output_dir: Path, settings: dict) -> None:
 
     path = output_dir / "rooms.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"cannot read {path}: remove the folder, to make it anew") from None
         differing = [f"{key} {found.get(key)} (asked for {value})"
                      for key, value in settings.items() if found.get(key) != value]  # fmt: skip
         if differing:
             raise UserError(f"{path} holds rooms made with {', '.join(differing)}; "
-                            "choose another --output-dir or the same settings")  # fmt: skip
+                            "choose another folder or the same settings")  # fmt: skip
         return
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {output_dir}: {error.strerror}") from None
     temporary = path.with_name(f".rooms.json.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(settings, indent=1) + "\n")
     os.replace(temporary, path)

@@ -7,6 +7,7 @@ their scale is the run's.
 """
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,11 @@ def settle(
     if not named and job.data_dir.is_dir() and find_buildings([job.data_dir]):
         folders, named = [job.data_dir], True
     if not named:
-        make_rooms(job.rooms_dir, quiet=quiet)
+        try:
+            make_rooms(job.rooms_dir, quiet=quiet)
+        except UserError as error:
+            text = f"{error} (--data-dirs {job.rooms_dir} takes what is there)"
+            raise UserError(text) from None
         folders = [job.rooms_dir]
     for folder in folders:
         if not folder.is_dir():
@@ -109,6 +114,12 @@ def settle(
     if models_dir is not None and not new_models and not Path(models_dir).is_dir():
         raise UserError(f"no models folder {models_dir}")
     models = [Path(models_dir) if models_dir is not None else job.models_dir]
+    if new_models:  # better now than after hours of training
+        try:
+            models[0].mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=models[0]).close()
+        except OSError as error:
+            raise UserError(f"cannot write into {models[0]}: {error.strerror}") from None
     shipped = find_scale(SHIPPED, TRANSFERS.values())
     default = find_scale(models[0], TRANSFERS.values())
     if default is None:

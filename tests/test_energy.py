@@ -6,6 +6,7 @@ import torch
 from energy import (
     angular_error,
     balance,
+    balanced_gradient,
     choose_losses,
     direct_only,
     energy_configs,
@@ -92,6 +93,14 @@ def test_balance():
     weights = balance({"mae": 1.0, "a": 2.0, "b": 5.0})
     assert weights == pytest.approx({"mae": 7 / 8, "a": 6 / 16, "b": 3 / 16})
     assert balance({"mae": 3.0}) == {"mae": 1.0}
+
+
+def test_a_batch_without_gradients_changes_nothing():
+    weight = torch.nn.Parameter(torch.ones(3))
+    losses = {"mae": (0 * weight).sum(), "a": (0 * weight).sum()}
+    gradients, weights, _ = balanced_gradient(losses, [weight])
+    assert gradients[0].tolist() == [0, 0, 0]
+    assert all(torch.isfinite(w) for w in weights.values())
 
 
 def test_choice():

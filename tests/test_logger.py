@@ -3,6 +3,7 @@ import socket
 import threading
 import time
 
+import pytest
 import torch
 
 from logger import Logger, connect_visdom, in_order, montage
@@ -23,8 +24,16 @@ def test_running_means_lines_and_records(tmp_path):
     assert (second["split"], second["loss"], "epoch" in second) == ("val", 0.5, False)
 
 
-def test_no_server_is_one_line(capsys):
-    assert connect_visdom("env", "localhost", 9) is None
+def test_a_mean_that_is_no_number_is_shown():
+    logger = Logger("train")
+    logger.update("loss", float("nan"))
+    logger.update("other", float("inf"))
+    assert "loss: nan, other: inf" in logger.step()
+
+
+@pytest.mark.parametrize("server", ["localhost", "a..b"])
+def test_no_server_is_one_line(server, capsys):
+    assert connect_visdom("env", server, 9) is None
     assert capsys.readouterr().out.count("\n") == 1
 
 

@@ -50,6 +50,15 @@ def test_what_is_named_is_used_as_named(job, rooms, networks):
         settle(job, data_dirs=[str(rooms)]).checkpoint(TRANSFERS["rgb", "normal"])
 
 
+def test_unusable_rooms_are_named(tmp_path):
+    job = Job("job", tmp_path)
+    job.rooms_dir.mkdir()
+    for content in ("{", '{"image_size": 32}'):
+        (job.rooms_dir / "rooms.json").write_text(content)
+        with pytest.raises(UserError, match="rooms.json.*--data-dirs"):
+            settle(job)
+
+
 @pytest.mark.parametrize("name", energy_configs)
 def test_shipped_networks_serve_every_configuration(name):
     for edge in edges_of(energy_configs[name]["paths"]):

@@ -105,6 +105,14 @@ def test_job_says_what_it_should_hold(tmp_path, text):
         read_job(file)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00, x", b"name, ~no-such-user-here/x"])
+def test_a_job_that_cannot_be_used_is_named(tmp_path, content):
+    file = tmp_path / "jobinfo.txt"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="jobinfo.txt"):
+        read_job(file)
+
+
 def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
     file = tmp_path / "a.txt"
     write_atomically(file, lambda p: p.write_text("old"))
