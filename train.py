@@ -194,7 +194,8 @@ def main(
     )  # fmt: skip
     run = _make_run_folder(Path(results_dir) if results_dir else job.results_dir, config)
     record = training.record() | {
-        "config": config, "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), "init": init, "batch_size": batch_size,
+        "config": config, "init": init, "batch_size": batch_size,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "dataaug": dataaug, "fast": fast, "device": str(device),
         "left_out": [name for name in wanted if name not in losses],
         "data": [str(d) for d in setting.data_dirs],
