@@ -7,7 +7,8 @@ by intersection over the tasks, once, at start.
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -272,30 +273,69 @@ def _load_file(task: ImageTask, path: Path, image_size: int, **how) -> Tensor:
 # ---- batches ------------------------------------------------------------------------
 
 
-class EndlessSampler(Sampler):
-    """(draw, index) for ever: every index once, in a new order each time round.
+class Batch(dict):
+    """{task name: (B, C, S, S)}, and in `views` the numbers of its views in their data set."""
 
-    The order follows from `seed` alone.
+    def __init__(self, values: Mapping[str, Tensor], views: Sequence[int] = ()) -> None:
+        super().__init__(values)
+        self.views = list(views)
+
+
+class EndlessSampler(Sampler):
+    """Batches of (draw, index) for ever: every index once, in a new order each time round.
+
+    The order follows from `seed` alone. Begins after the first `start` batches. Of
+    `count` processes that train as one, the one numbered `rank` gets its part of each
+    batch of `count` × `batch_size`: together they see what one would with that batch.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        self.size = size
-        self.seed = seed
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        count: int = 1,
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.start, self.rank, self.count = start, rank, count
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        draws = self._draws(self.start * self.batch_size * self.count)
+        while True:
+            together = list(islice(draws, self.batch_size * self.count))
+            mine = self.rank * self.batch_size
+            yield together[mine : mine + self.batch_size]
+
+    def _draws(self, first: int) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed)
-        draw = 0
+        for _ in range(first // self.size):
+            torch.randperm(self.size, generator=generator)
+        draw = first // self.size * self.size
         while True:
             for index in torch.randperm(self.size, generator=generator).tolist():
-                yield draw, index
+                if draw >= first:
+                    yield draw, index
                 draw += 1
 
 
+class _Numbered(Dataset):
+    """A data set whose samples come with their views' numbers."""
+
+    def __init__(self, dataset: TaskDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[tuple[Tensor, ...], int]:
+        return self.dataset[index], index if isinstance(index, int) else index[1]
+
+
 class Reality:
-    """A named source of batches: {task name: (B, C, S, S)} on a device.
+    """A named source of batches on a device.
 
     Iterating gives every view once in order (`endless` false, the last batch may be
-    short) or batches without end in random order.
+    short) or batches without end in random order, after the first `start` ones. Of
+    `count` processes that work together, each gets its share of the batches.
     """
 
     def __init__(
@@ -307,30 +347,41 @@ class Reality:
         num_workers: int = 0,
         endless: bool = False,
         seed: int = 0,
+        rank: int = 0,
+        count: int = 1,
     ) -> None:
         self.name = name
         self.dataset = dataset
         self.batch_size = batch_size
         self.device = torch.device(device)
+        if endless:
+            self.batches = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
+        else:
+            numbers = range(len(dataset))
+            batches = [list(numbers[i : i + batch_size]) for i in numbers[::batch_size]]
+            self.batches = batches[rank::count]
         self.loader = DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=EndlessSampler(len(dataset), seed) if endless else None,
+            _Numbered(dataset),
+            batch_sampler=self.batches,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
         )
 
     def __len__(self) -> int:
-        """Batches in one pass over the views."""
+        """Batches in one pass over the views, those of the other processes included."""
         return -(-len(self.dataset) // self.batch_size)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def begin(self, batch: int) -> None:
+        """Have the next iteration begin after that many batches."""
+        self.batches.start = batch
+
+    def __iter__(self) -> Iterator[Batch]:
         names = [task.name for task in self.dataset.tasks]
         try:
-            for tensors in self.loader:
+            for tensors, views in self.loader:
                 moved = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
-                yield dict(zip(names, moved, strict=True))
+                yield Batch(dict(zip(names, moved, strict=True)), views.tolist())
         except UserError as error:
             # A worker's error arrives with its traceback in front of the sentence.
             sentence = str(error).strip().splitlines()[-1]

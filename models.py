@@ -106,7 +106,7 @@ def save_network(
     """
     network = unwrapped(network)
     weights = {
-        name: value.detach().cpu().half() if half and value.is_floating_point() else value.cpu()
+        name: (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
         for name, value in network.state_dict().items()
     }
     data = {
@@ -117,7 +117,19 @@ def save_network(
         "network": type(network).__name__,
         **record,
     }
-    write_atomically(path, lambda temporary: torch.save(data, temporary))
+    save_atomically(path, data)
+
+
+def save_atomically(path: str | Path, data: object) -> None:
+    """`torch.save` such that `path` holds all of it or what it held before.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        write_atomically(path, lambda temporary: torch.save(data, temporary))
+    except (OSError, RuntimeError) as error:  # the latter is how torch says "disk full"
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}") from None
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -154,5 +166,5 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = 3e-5) -> torch.optim.Optimizer:
-    """Adam as published: weight decay 2e-6 (L2), amsgrad."""
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=2e-6, amsgrad=True)
+    """Adam as published: weight decay 2e-6 (L2), amsgrad. One fused kernel."""
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=2e-6, amsgrad=True, fused=True)

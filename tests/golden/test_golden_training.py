@@ -11,8 +11,8 @@ from datasets import Reality, TaskDataset, View
 from energy import energy_configs, perceptual_losses
 from graph import TaskGraph, edges_of
 from logger import Logger
+from scripts.training import Training
 from task_configs import TASKS
-from train import Training
 from transfers import TRANSFERS, Scale
 
 TRAINED = [
