@@ -30,7 +30,7 @@ from energy import (
     yardstick_of,
 )
 from graph import TaskGraph
-from logger import Logger, connect_visdom
+from logger import Logger, VisdomWindows
 from models import load_network, make_optimizer, save_network
 from scripts.evaluate import measure, table
 from scripts.pictures import Pictures
@@ -206,7 +206,7 @@ def main(
                      "torchvision": torchvision.__version__},
     }  # fmt: skip
     _write_json(run / "run.json", record)
-    logger = Logger(config, run / "log.jsonl", connect_visdom(job.name, visdom_server, visdom_port))
+    logger = Logger(config, run / "log.jsonl", VisdomWindows(job.name, visdom_server, visdom_port))
     pictures = Pictures(settings, realities, graph, logger, run)
 
     # ---- measure, train, measure ----
