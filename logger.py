@@ -1,22 +1,30 @@
 """Where a run's numbers and pictures go: console and JSONL always, Visdom beside them."""
 
+import base64
+import html
 import json
 import logging
-import queue
-import socket
+import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
 
-from utils import write_atomically
+from utils import UserError, write_atomically
+
+if TYPE_CHECKING:
+    from visdom import Visdom
 
 
 class Logger:
@@ -25,6 +33,8 @@ class Logger:
     Values are numbers or tensors; a tensor stays on its device until `step` reads it, so
     logging never waits for the GPU in between. A feature's running mean starts anew with
     its first value after a `step`; until then the old mean is shown again.
+
+    A file that is there already is continued. `windows` show what the file holds.
     """
 
     def __init__(
@@ -34,8 +44,13 @@ class Logger:
         self.windows = windows
         self.means: dict[str, float] = {}
         self._running: dict[str, list[Tensor]] = defaultdict(list)
-        self._file = open(path, "a", buffering=1) if path else None
+        self._path = Path(path) if path else None
+        self._file = _open_to_append(self._path) if self._path else None
         self._started = time.monotonic()
+        if self.windows:
+            if self._path is None:
+                raise ValueError("Visdom's windows are drawn from the log's file: give its path")
+            self.windows.follow(self._path)
 
     def update(self, feature: str, value: float | Tensor) -> None:
         """Take in a value (a tensor counts by its mean)."""
@@ -47,42 +62,90 @@ class Logger:
 
         `at` is the training step, the abscissa of the curves in Visdom.
         """
-        fresh = {name: float(torch.stack(v).mean()) for name, v in self._running.items()}
+        fresh = {name: _mean(values) for name, values in self._running.items()}
         self._running.clear()
         self.means |= fresh
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
         self.record({"split": split, "step": at, **fresh})
-        if self.windows:
-            for feature, mean in fresh.items():
-                self.windows.point(feature, split, at, mean)
         shown = "".join(f"{name}: {_short(mean)}, " for name, mean in self.means.items())
         return f"({self.name}) {shown} ... {seconds:.2f} sec"
 
     def record(self, values: Mapping) -> None:
-        """Append one line to the JSONL file."""
+        """Append one line to the JSONL file.
+
+        In Visdom, the values of a record with "split" and "step" are points of curves, a
+        "picture" is shown, and any other text is a line in the window of its name.
+        """
         if self._file:
             self._file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        if self.windows:
+            self.windows.notice()
 
     def text(self, name: str, line: str) -> None:
-        """Record a line of text, and add it to Visdom's window of that name."""
+        """Record a line of text, to be added to Visdom's window of that name."""
         self.record({name: line})
-        if self.windows:
-            self.windows.text(name, line)
 
     def picture(self, name: str, picture: Image.Image, path: str | Path) -> None:
-        """Save a picture as PNG, and show it in Visdom's window of that name."""
+        """Save a picture as PNG, to be shown in Visdom's window of that name."""
+        path = Path(path)
         write_atomically(path, lambda temporary: picture.save(temporary, format="png"))
-        self.record({"picture": str(path)})
-        if self.windows:
-            self.windows.picture(name, picture)
+        beside = self._path is not None and path.parent == self._path.parent
+        self.record({"picture": path.name if beside else str(path), "window": name})
+
+    def state_dict(self) -> dict:
+        """What a checkpoint has to hold for a resumed run to log as if it had gone on.
+
+        The means, the values since the last `step`, and the file's length in bytes; the
+        file's content up to there is on the disk when this returns.
+        """
+        length = None
+        if self._file:
+            os.fsync(self._file.fileno())
+            length = os.fstat(self._file.fileno()).st_size
+        running = {name: torch.stack(values).cpu() for name, values in self._running.items()}
+        return {"means": dict(self.means), "running": running, "length": length}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from `state_dict()`: what the file holds beyond it is cut off.
+
+        Raises UserError, and changes nothing, where the file is shorter than it was then.
+        """
+        if self._file and state["length"] is not None:
+            length = os.fstat(self._file.fileno()).st_size
+            if length < state["length"]:
+                raise UserError(
+                    f"{self._path} has {length} bytes and had {state['length']} when the "
+                    f"checkpoint was made: it is not that run's log, or its end is lost"
+                )
+            self._file.truncate(state["length"])
+            if self.windows:
+                self.windows.redraw()
+        self.means = dict(state["means"])
+        self._running.clear()
+        for name, values in state["running"].items():
+            self._running[name] = list(values)
 
     def close(self) -> None:
-        """Write out what is left; waits for Visdom a few seconds at most."""
-        if self.windows:
-            self.windows.close()
+        """Close the file; waits a few seconds at most for Visdom to show the rest of it."""
         if self._file:
             self._file.close()
+        if self.windows:
+            self.windows.close()
+
+
+def _open_to_append(path: Path):
+    """The file, line-buffered, without what a killed run left of its last line."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    return open(path, "a", buffering=1)
+
+
+def _mean(values: list[Tensor]) -> float:
+    """Values of a resumed run come from the CPU, those after them from the device."""
+    device = values[-1].device
+    return float(torch.stack([value.to(device) for value in values]).mean())
 
 
 def _short(value: float) -> str:
@@ -91,87 +154,185 @@ def _short(value: float) -> str:
 
 # ---- Visdom -------------------------------------------------------------------------
 
-
-def connect_visdom(env: str, server: str, port: int) -> "VisdomWindows | None":
-    """The windows of a Visdom server, or None (one line says so) where none answers."""
-    try:
-        socket.create_connection((server, port), timeout=1).close()
-    except (OSError, UnicodeError):  # the latter for what can be no host's name
-        print(f"visdom: no server at {server}:{port}; logging to console, JSONL and PNG alone")
-        return None
-    print(f"visdom: http://{server}:{port}/env/{env}")
-    return VisdomWindows(env, server, port)
+PAUSE = 1.0  # seconds between two looks at the log
+RETRY = 3.0  # seconds between two tries to reach a server that is not there
+PATIENCE = 10.0  # seconds for one answer, and for the last windows at the end of a run
 
 
 class VisdomWindows:
-    """Curves, texts and pictures in a Visdom environment, sent by a thread of its own.
+    """Curves, texts and pictures in a Visdom environment, drawn from the log's file.
 
-    Nothing here waits for the server: what does not fit into the queue is dropped.
+    A thread of its own reads the file and talks to the server, so nothing in a run waits
+    for either. While there is no server the log grows, and when one answers (for the first
+    time, or again) all windows are drawn from the log's beginning. It talks to the host
+    named and to no other.
     """
 
     def __init__(self, env: str, server: str = "localhost", port: int = 8097) -> None:
+        if not 0 < port < 2**16:
+            raise UserError(f"--visdom-port is a number from 1 to 65535, not {port}")
         self.env, self.server, self.port = env, server, port
-        self._queue: queue.Queue = queue.Queue(maxsize=10_000)
-        self._lines: dict[str, list[str]] = defaultdict(list)
-        self._drawn: set[str] = set()
+        self._path = Path()
+        self._client: Visdom | None = None
+        self._present: bool | None = None  # as last printed
+        self._news, self._cut = threading.Event(), threading.Event()
+        self._tried, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._forget()
+
+    def follow(self, path: Path) -> None:
+        """Show what the log at `path` holds and will hold. Prints whether a server is there."""
+        self._path = path
         self._thread.start()
+        self._tried.wait(timeout=1)  # for the order of printed lines alone
 
-    def point(self, feature: str, split: str, at: int, value: float) -> None:
-        """One more point of the line "{split}_{feature}" in the window of the feature."""
-        line, first = f"{split}_{feature}", feature not in self._drawn
-        self._drawn.add(feature)
-        options = {"title": feature, "xlabel": "step", "ylabel": "loss", "showlegend": True}
-        if first:
-            how = {"opts": options | {"legend": [line]}}
-        else:
-            how = {"opts": options, "name": line, "update": "append"}
-        self._send("line", {"X": np.array([at]), "Y": np.array([value]), "win": feature, **how})
+    def notice(self) -> None:
+        """The log has grown."""
+        self._news.set()
 
-    def text(self, name: str, line: str) -> None:
-        self._lines[name].append(line)
-        how = {"win": name, "opts": {"title": name}}
-        self._send("text", {"text": "<br>".join(self._lines[name]), **how})
-
-    def picture(self, name: str, picture: Image.Image) -> None:
-        pixels = np.array(picture).transpose(2, 0, 1)
-        self._send("image", {"img": pixels, "win": name, "opts": {"title": name}})
+    def redraw(self) -> None:
+        """The log was cut: draw all windows anew."""
+        self._cut.set()
+        self._news.set()
 
     def close(self) -> None:
-        self._send("save", {"envs": [self.env]})
-        try:
-            self._queue.put(None, timeout=1)
-        except queue.Full:
-            return
-        self._thread.join(timeout=10)
+        """Show the rest of the log, and have the server save the environment."""
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout=PATIENCE)
 
-    def _send(self, call: str, arguments: dict) -> None:
-        try:
-            self._queue.put_nowait((call, arguments))
-        except queue.Full:
-            pass
+    # what follows runs in the thread
 
     def _serve(self) -> None:
-        from visdom import Visdom  # takes a second: not for runs without a server
-
         logging.getLogger("visdom").setLevel(logging.CRITICAL)
-        visdom, lost = None, False
-        while (item := self._queue.get()) is not None:
-            call, arguments = item
+        last = False
+        while not last:
+            last = self._closing.is_set()
             try:
-                visdom = visdom or Visdom(
-                    server=f"http://{self.server}",
-                    port=self.port,
-                    env=self.env,
-                    use_incoming_socket=False,
-                    raise_exceptions=True,
-                )
-                getattr(visdom, call)(**arguments)
-                lost = False
-            except (OSError, ImportError, ValueError, TypeError, AssertionError) as error:
-                if not lost:
-                    print(f"visdom: {self.server}:{self.port} does not answer ({error})")
-                lost = True
+                self._draw(last)
+            except (OSError, HTTPException, UnicodeError) as error:
+                if self._client:  # it was there: a new one may be
+                    last = False
+                else:
+                    self._say(False, str(error))
+                    self._closing.wait(RETRY)
+                self._forget()
+                continue
+            if not last:
+                self._news.wait()
+                self._news.clear()
+                self._closing.wait(PAUSE)
+
+    def _say(self, present: bool, reason: str = "") -> None:
+        """One line when the server is there, lost or back."""
+        place = f"{self.server}:{self.port}"
+        if present and not self._present:
+            again = " is back, all windows drawn again" if self._present is False else ""
+            tqdm.write(f"visdom: http://{place}/env/{self.env}{again}")
+        if not present and self._present is not False:
+            was = "no server" if self._present is None else "no more answers"
+            tqdm.write(f"visdom: {was} at {place} ({reason}); when one answers, it will show all")
+        self._present = present
+        self._tried.set()
+
+    def _forget(self) -> None:
+        """Nothing is drawn."""
+        self._client = None
+        self._read = 0  # bytes of the log
+        self._curves: set[str] = set()
+        self._texts: dict[str, list[str]] = defaultdict(list)
+
+    def _draw(self, last: bool) -> None:
+        """Draw what is new in the log. OSError or HTTPException where the server fails."""
+        client = self._client or _connect(self.env, self.server, self.port)
+        if self._cut.is_set():
+            self._forget()
+            self._cut.clear()
+        curves, texts, pictures = self._unread()
+        for (feature, line), points in curves.items():
+            self._curve(client, feature, line, points)
+        for name in texts:
+            lines = "<br>".join(map(html.escape, self._texts[name]))
+            client.text(lines, win=name, opts={"title": name})
+        for name, path in pictures.items():
+            _show(client, name, path)
+        if last:
+            client.save([self.env])
+        self._client = client
+        self._say(True)
+
+    def _unread(self) -> tuple[dict, set[str], dict[str, Path]]:
+        """(feature, line) → points, the names of texts, name → picture: in the log since."""
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            unread = file.read()
+        whole = unread[: unread.rfind(b"\n") + 1]
+        self._read += len(whole)
+        curves, texts, pictures = defaultdict(list), set(), {}
+        for record in map(json.loads, whole.splitlines()):
+            del record["time"]
+            if "split" in record:
+                split, at = record.pop("split"), record.pop("step")
+                for feature, value in record.items():
+                    curves[feature, f"{split}_{feature}"].append((at, value))
+            elif "picture" in record:
+                pictures[record["window"]] = self._path.parent / record["picture"]
+            else:
+                for name, line in record.items():
+                    if isinstance(line, str):
+                        texts.add(name)
+                        self._texts[name].append(line)
+        return curves, texts, pictures
+
+    def _curve(self, client: "Visdom", feature: str, line: str, points: list) -> None:
+        """More points of a line, in the window of its feature."""
+        x, y = np.array(points, dtype=float).T
+        y[~np.isfinite(y)] = np.nan  # browsers read no infinity
+        client.line(
+            Y=y, X=x, win=feature, name=line,
+            update="append" if feature in self._curves else None,
+            opts={"title": feature, "xlabel": "step", "ylabel": feature.split(" : ")[0],
+                  "showlegend": True},
+        )  # fmt: skip
+        self._curves.add(feature)
+
+
+def _connect(env: str, server: str, port: int) -> "Visdom":
+    """A client on one connection. Where the server went or forgot a window, it raises."""
+    connection = HTTPConnection(server, port, timeout=PATIENCE)
+    connection.connect()
+    from visdom import Visdom  # takes a second: not for runs without a server
+
+    class Client(Visdom):
+        def _handle_post(self, url: str, data: str | None = None) -> str:
+            connection.auto_open = 0  # a new connection may be to a server that knows nothing
+            connection.request("POST", quote(urlsplit(url).path), body=data or "{}")
+            response = connection.getresponse()
+            text = response.read().decode()
+            if response.status != 200:
+                raise HTTPException(f"it answers {response.status} {response.reason}")
+            if response.will_close:
+                connection.connect()
+            return text
+
+        def win_exists(self, win: str, env: str | None = None) -> bool:
+            if self._send({"win": win, "eid": env}, "win_exists") != "true":
+                raise HTTPException(f"window {win} is gone")
+            return True
+
+    return Client(f"http://{server}", port=port, env=env, use_incoming_socket=False)
+
+
+def _show(client: "Visdom", name: str, path: Path) -> None:
+    """The PNG file as it is, in the window of that name; nothing where it is gone."""
+    if not path.is_file():
+        return
+    with Image.open(path) as picture:
+        width, height = picture.size
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    content = {"src": f"data:image/png;base64,{encoded}", "caption": None}
+    options = {"title": name, "width": width, "height": height}
+    client._send({"data": [{"content": content, "type": "image"}], "win": name, "opts": options})
 
 
 # ---- pictures -----------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torchvision
 
 from datasets import Reality
 from graph import TaskGraph
-from logger import Logger, connect_visdom
+from logger import Logger, VisdomWindows
 from models import load_network, save_atomically, save_network
 from modules.unet import recompute_activations
 from scripts.evaluate import measure, table
@@ -253,7 +253,7 @@ def _train(
     logger = Logger(asked.config)
     pictures = None
     if ranks.first:
-        visdom = connect_visdom(job.name, asked.visdom_server, asked.visdom_port)
+        visdom = VisdomWindows(job.name, asked.visdom_server, asked.visdom_port)
         logger = Logger(asked.config, folder / "log.jsonl", visdom)
         pictures = Pictures(settings, realities, graph, logger, folder)
 
