@@ -4,6 +4,8 @@
 knows the value that marks invalid pixels. Encodings: docs/encodings.md.
 """
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +20,16 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from utils import UserError, nearest
+
+LARGEST_FILE = 8192 * 8192  # pixels of an image file
+LARGEST = 4096 * 4096  # pixels of an image once it is resized
+# EPS is not among them: Pillow starts another program to read it.
+FORMATS = "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"
+# What Pillow's decoders raise on broken files.
+READ_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError,
+    MemoryError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 # ---- file transforms: (C, S, S) raw values → (C, S, S) float32 -----------------------
 
@@ -48,6 +60,18 @@ def sobel(x: Tensor) -> Tensor:
     across = ndimage.sobel(smooth, axis=0, mode="constant")
     down = ndimage.sobel(smooth, axis=1, mode="constant")
     return torch.from_numpy(np.hypot(across, down))[None]
+
+
+def check_size(size: tuple[int, int], image_size: int) -> None:
+    """ValueError for an image of too many pixels, or of too many once it is resized.
+
+    A file of a few kilobytes can claim either, and take all memory.
+    """
+    width, height = size
+    if width * height > LARGEST_FILE:
+        raise ValueError(f"{width} × {height} pixels are more than {LARGEST_FILE}")
+    if max(size) * image_size**2 > LARGEST * max(1, min(size)):
+        raise ValueError(f"{width} × {height} pixels are too long and thin for a square")
 
 
 # ---- masks --------------------------------------------------------------------------
@@ -108,6 +132,10 @@ class ImageTask:
     blur_radius: float = 0.0
     classes: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder or self.name)
+        object.__setattr__(self, "tag", self.tag or self.folder)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageTask) and other.name == self.name
 
@@ -118,10 +146,9 @@ class ImageTask:
         return self.name
 
     def path(self, data_dir: Path, building: str, view: str) -> Path:
-        """Where the published layout keeps this domain of a view."""
-        folder, tag = self.folder or self.name, self.tag or self.folder or self.name
-        name = f"{view}_domain_{tag}.png"
-        return Path(data_dir) / f"{building}_{folder}" / folder / name
+        """Where the published layout keeps this domain of a view (others: datasets.LAYOUTS)."""
+        name = f"{view}_domain_{self.tag}.png"
+        return Path(data_dir) / f"{building}_{self.folder}" / self.folder / name
 
     def blurred(self, radius: float) -> "ImageTask":
         """The same domain of images blurred by a Gaussian of `radius` pixels."""
@@ -142,10 +169,11 @@ class ImageTask:
 
         A centre crop of `crop` file pixels first, if given; then the shorter side is
         resized to S (bilinear, antialiased; labels by nearest neighbour) and the centre
-        cut out. `jitter` is applied to rgb alone. Raises OSError for a file that cannot
-        be read, ValueError for one in the wrong encoding.
+        cut out. `jitter` is applied to rgb alone. Raises one of READ_ERRORS for a file that
+        cannot be read or is too large, ValueError for one in the wrong encoding.
         """
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
+            check_size(file.size, image_size)
             image = self._as_encoded(file, path)
         if self.blur_radius:
             image = image.filter(ImageFilter.GaussianBlur(self.blur_radius))
@@ -169,6 +197,8 @@ class ImageTask:
         """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""
         deep = image.mode.startswith("I")
         if self.classes:
+            if not deep and image.mode not in ("L", "P"):
+                raise ValueError(f"{path}: {self.name} is an 8-bit PNG of labels, not {image.mode}")
             return image.convert("L") if image.mode != "P" else image.copy()
         if self.channels == 1 and self.transform is not sobel:
             if not deep:
@@ -176,7 +206,8 @@ class ImageTask:
             # "I;16" would reach the tensor as int16, where 65535 is −1 and all above
             # 32767 is negative: the depth mask and the strongest keypoints would vanish.
             return image.convert("I")
-        if deep or image.mode == "F":
+        grey = image.mode in ("1", "L", "LA") and self.name in ("normal", "principal_curvature")
+        if deep or grey or image.mode == "F":
             raise ValueError(f"{path}: {self.name} is an 8-bit colour PNG, not {image.mode}")
         return image.copy() if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 

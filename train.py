@@ -76,6 +76,7 @@ def main(
     data_dirs: list | None = None,
     split: str | None = None,
     allow_missing: bool = False,
+    max_bad_fraction: float = 0.01,
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
@@ -131,6 +132,8 @@ def main(
             of the job's base folder, else the embedded rooms).
         split: a split file (default: the first of config/split*.txt that fits the data).
         allow_missing: go on where more than a tenth of the views lack a domain.
+        max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
+            it they are replaced (in training) or left out, and listed.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
             then the shipped rooms networks). A transfer's result is saved there.
         image_size: pixels of the images' side (default: what the checkpoints record).
@@ -210,7 +213,7 @@ def _train(
     )
     realities = make_realities(
         tasks, parts, setting, asked.dataaug, batch_size, device, asked.num_workers, asked.seed,
-        ranks,
+        ranks, asked.max_bad_fraction,
     )  # fmt: skip
     steps = asked.steps_per_epoch or default_steps(len(parts["train"]), batch_size * ranks.count)
 
@@ -257,6 +260,9 @@ def _train(
         logger = Logger(asked.config, folder / "log.jsonl", visdom)
         pictures = Pictures(settings, realities, graph, logger, folder)
 
+    for reality in realities.values():
+        reality.record = logger.record
+
     # ---- measure, train, measure ----
     def evaluated() -> dict[str, float]:
         return measure(graph, settings, losses, realities.get("test", realities["val"]), ranks)
@@ -293,6 +299,9 @@ def _train(
     columns = state["columns"]
 
     # ---- what came of it ----
+    for reality in realities.values():
+        if reality.bad_files:
+            print(f"warning: {reality.bad_summary()}", file=sys.stderr)
     logger.close()
     if not ranks.first:
         return columns
@@ -373,6 +382,8 @@ def _check(asked: SimpleNamespace, wanted: list[str]) -> None:
             raise UserError(f"--{flag} has to be more than 0, not {value}")
     if asked.num_workers is not None and asked.num_workers < 0:
         raise UserError(f"--num-workers has to be 0 or more, not {asked.num_workers}")
+    if not 0 <= asked.max_bad_fraction <= 1:
+        raise UserError(f"--max-bad-fraction is between 0 and 1, not {asked.max_bad_fraction}")
     none = not checked_k(asked.k, wanted, asked.mode)
     if none and (asked.compare_direct or asked.random_select or asked.winrate):
         raise UserError(

@@ -291,6 +291,7 @@ def make_realities(
     num_workers: int | None,
     seed: int,
     ranks: Ranks,
+    max_bad_fraction: float,
 ) -> dict[str, Reality]:
     """The realities of the parts, each rank's share of them."""
     realities = {}
@@ -306,7 +307,7 @@ def make_realities(
             data = TaskDataset(tasks, views, size, keep)
         realities[part] = Reality(
             part, data, batch_size, device, workers, endless=part == "train", seed=seed,
-            rank=ranks.rank, count=ranks.count,
+            max_bad_fraction=max_bad_fraction, rank=ranks.rank, count=ranks.count,
         )  # fmt: skip
     return realities
 

@@ -201,7 +201,7 @@ def test_the_real_view_loads_and_is_masked_where_its_holes_are():
     views = find_views(tasks, [REALDATA], find_buildings([REALDATA]))
     assert len(views) == 1 and len(tasks) == 8
     batch = dict(zip([t.name for t in tasks], TaskDataset(tasks, views, 256)[0], strict=True))
-    with Image.open(TASKS["depth_zbuffer"].path(*views[0])) as file:
+    with Image.open(views[0].path(TASKS["depth_zbuffer"])) as file:
         holes = torch.from_numpy(np.array(file).astype(np.int64) == 65535)
     # a loaded pixel comes from the 4 × 4 of the file around it: wholly within a hole
     within = -F.max_pool2d(-holes[None].float(), 4, stride=2, padding=1)[0]
