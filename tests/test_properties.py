@@ -275,7 +275,8 @@ def test_no_gradient_reaches_frozen_networks_or_labels(seed, k):
         path = NORMAL["paths"][name]
         assert value.requires_grad == (path[:2] == ("rgb", "normal")), name
     assert all(v.grad is None and not v.requires_grad for v in batch.values())
-    gradients, *_ = balanced_gradient(losses, list(graph.target.parameters()))
+    parameters = list(graph.target.parameters())
+    gradients, *_ = balanced_gradient(gradients_of(losses, parameters), len(losses))
     assert len(gradients) == len(target)
     frozen = [n for n in graph.networks.values() if n is not graph.target]
     assert all(p.grad is None for network in frozen for p in network.parameters())
