@@ -63,7 +63,7 @@ class TaskGraph(nn.Module):
                         raise UserError(f"the batch has no {path[0]} (it has: {', '.join(batch)})")
                     values[path] = batch[path[0]]
                 else:
-                    values[path] = self._network(path[-2:])(value(path[:-1]))
+                    values[path] = self.network(path[-2:])(value(path[:-1]))
             return values[path]
 
         return {name: value(tuple(path)) for name, path in paths.items()}
@@ -72,7 +72,8 @@ class TaskGraph(nn.Module):
         """Whether the graph holds the network of that edge."""
         return tuple(edge) in self._names
 
-    def _network(self, edge: Edge) -> nn.Module:
+    def network(self, edge: Edge) -> nn.Module:
+        """The network of the edge; UserError naming the known ones from its source."""
         if edge not in self._names:
             targets = [target for source, target in self._names if source == edge[0]]
             raise UserError(

@@ -1,0 +1,149 @@
+"""How fast this project is beside the published way, measured in one run.
+
+python -m scripts.benchmark
+"""
+
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from energy import get_config
+from scripts.benchmark_data import loader_table
+from scripts.benchmark_step import (
+    Row,
+    Setup,
+    cost_table,
+    forward_table,
+    memory_table,
+    speed_table,
+    step_table,
+)
+from scripts.precision import TRAINING_PRECISIONS, check_precision
+from transfers import Scale
+from utils import ROOT, UserError, command_line, write_atomically
+
+# What is measured: the title of its table and what makes it.
+PARTS = {
+    "step": ("The training step, beside the published schedule", step_table),
+    "memory": ("Peak memory of a step with all losses", memory_table),
+    "cost": ("Cost over k and over the batch", cost_table),
+    "speed": ("Share of the device's speed", speed_table),
+    "loader": ("Loading a view, one process", loader_table),
+    "forward": ("Forward only", forward_table),
+}
+
+
+def main(
+    *,
+    config: str = "multiperceptual_normal",
+    parts: list | None = None,
+    image_size: int | None = None,
+    width: int = 16,
+    levels: int | None = 6,
+    batch_size: int | None = None,
+    repeats: int = 3,
+    precision: str = "fp32",
+    compile: bool = False,
+    channels_last: bool = False,
+    threads: int = 2,
+    output: str | None = None,
+) -> None:
+    """Measure the training step, loading, and forward-only work, each beside the published way.
+
+    Both ways alternate in one run, so that what else the machine does falls on both; the
+    table shows medians, and the smallest and largest ratio. The two steps' gradients are
+    asserted equal first. The result goes into docs/benchmarks.md, into the part of the
+    device it was measured on.
+
+    Example: python -m scripts.benchmark --parts step,memory --repeats 5
+
+    Args:
+        config: the energy configuration.
+        parts: some of step, memory, cost, speed, loader, forward, comma-separated (default:
+            all).
+        image_size: pixels of the images' side (default: 128, on a GPU 256).
+        width: channels of the networks' first level (16: the published networks).
+        levels: halvings in the deepest networks (6: the published networks).
+        batch_size: views a step (default: 2, on a GPU 64).
+        repeats: how often each way is timed.
+        precision: fp32, tf32 or bf16, of this project's step; the published one has fp32.
+        compile: compile the networks, for this project's step.
+        channels_last: images channels last in memory, for this project's step.
+        threads: of the CPU.
+        output: the file to write (default: docs/benchmarks.md).
+    """
+    check_precision(precision, TRAINING_PRECISIONS)
+    parts = parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        raise UserError(f"--parts knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    if repeats < 1:
+        raise UserError(f"--repeats has to be 1 or more, not {repeats}")
+    get_config(config)
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = device.type == "cuda"
+    scale = Scale(image_size or (256 if cuda else 128), width, levels)
+    batch_size = batch_size or (64 if cuda else 2)
+    setup = Setup(config, scale, batch_size, device, repeats, precision, compile, channels_last)
+    tables = {}
+    for part, (title, measure) in PARTS.items():
+        if part in parts:
+            tables[title] = measure(setup)
+            print(f"\n{title}\n{in_columns(tables[title])}", flush=True)
+    target = Path(output) if output else ROOT / "docs" / "benchmarks.md"
+    write_report(target, report(setup, tables, threads), setup)
+    print(f"\nwritten: {target}")
+
+
+# ---- the report ---------------------------------------------------------------------
+
+
+def in_columns(rows: Sequence[Row]) -> str:
+    """Rows as aligned text, the first being the header."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows
+    )
+
+
+def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> str:
+    """The measurements as Markdown: how they were made, then a table a part."""
+    cuda = setup.device.type == "cuda"
+    machine = torch.cuda.get_device_name() if cuda else f"{_processor()}, {threads} threads"
+    lines = [
+        f"`{setup.config}`, {setup.scale}, batch {setup.batch_size}, ours in {setup.how}; "
+        f"{machine}; torch {torch.__version__}, Python {platform.python_version()}; "
+        f"{time.strftime('%Y-%m-%d')}. Medians of {setup.repeats} rounds that alternate; in "
+        f"brackets the smallest and largest ratio of a round."
+    ]
+    for title, rows in tables.items():
+        head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", f"**{title}**", "", head, "|" + "---|" * len(rows[0]), *body]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(target: Path, text: str, setup: Setup) -> None:
+    """Put the report into its part of the file; the other parts stay."""
+    heading = f"## {setup.device.type}, {setup.how}\n"
+    before = target.read_text() if target.exists() else "# Benchmarks\n"
+    sections = [s for s in re.split(r"(?m)^(?=## )", before) if not s.startswith(heading)]
+    kept = [section.rstrip() + "\n\n" for section in sections]
+    write_atomically(target, lambda path: path.write_text("".join([*kept, heading, "\n", text])))
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it, and how many there are."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return f"{found[1] if found else platform.machine()} × {os.cpu_count()}"
+
+
+if __name__ == "__main__":
+    command_line(main)

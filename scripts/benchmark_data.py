@@ -1,0 +1,1 @@
+"""The benchmark's part that loads: files as published, files as here, and a pack."""

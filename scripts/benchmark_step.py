@@ -1,0 +1,299 @@
+"""The benchmark's parts that compute: the training step, its cost and memory, forward passes."""
+
+import gc
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from energy import evaluate_losses, get_config, paths_for, perceptual_losses, yardstick_of
+from graph import TaskGraph, edges_of
+from models import load_network, make_optimizer, save_network
+from scripts.measuring import forward_only, measure_batch
+from scripts.published_schedule import PublishedStep
+from scripts.step import Step
+from task_configs import TASKS
+from transfers import TRANSFERS, Scale
+from utils import UserError
+
+ALLOWED = 1e-4  # relative difference of the two steps' gradients, in fp32
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured, and how."""
+
+    config: str
+    scale: Scale
+    batch_size: int
+    device: torch.device
+    repeats: int
+    precision: str = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+
+    @property
+    def how(self) -> str:
+        """Precision and the rest, in words."""
+        more = [name for name in ("compile", "channels_last") if getattr(self, name)]
+        return ", ".join([self.precision, *more])
+
+
+Row = Sequence[str]
+
+
+# ---- timing -------------------------------------------------------------------------
+
+
+def alternating(
+    ways: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` times, in turn; one round before that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repeats + 1):
+        for name, way in ways.items():
+            _finish(device)
+            start = time.perf_counter()
+            way()
+            _finish(device)
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """How many times faster, of the medians, and the range over rounds: "3.1 (2.9 … 3.3)"."""
+    each = [s / f for s, f in zip(slow, fast, strict=True)]
+    middle = statistics.median(slow) / statistics.median(fast)
+    return f"{middle:.2f} ({min(each):.2f} … {max(each):.2f})"
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---- the training step --------------------------------------------------------------
+
+
+def build(setup: Setup, yardsticks: bool = False) -> TaskGraph:
+    """The networks of all losses of the configuration, with fresh weights, the same each time."""
+    config = get_config(setup.config)
+    names = ["mae", *perceptual_losses(config)]
+    if yardsticks:
+        names += [yardstick_of(name) for name in perceptual_losses(config)]
+    networks = {}
+    for edge in edges_of(paths_for(config, names)):
+        torch.manual_seed(sum(map(ord, "".join(edge))))
+        networks[edge] = TRANSFERS[edge].build(setup.scale)
+    return TaskGraph(networks, config["paths"]["n(x)"]).to(setup.device)
+
+
+def random_batch(setup: Setup) -> dict[str, Tensor]:
+    """Noise in every domain: what values there are does not change what is computed."""
+    generator = torch.Generator().manual_seed(0)
+    names = {path[0] for path in get_config(setup.config)["paths"].values()} - {"imagenet"}
+    size = setup.scale.image_size
+    shapes = {n: (setup.batch_size, TASKS[n].channels, size, size) for n in sorted(names)}
+    return {n: torch.rand(s, generator=generator).to(setup.device) for n, s in shapes.items()}
+
+
+def own_step(setup: Setup, graph: TaskGraph) -> Step:
+    """This project's step on the graph, prepared as the setup says."""
+    if setup.channels_last:
+        graph.to(memory_format=torch.channels_last)
+    if setup.compile:
+        torch._functorch.config.donated_buffer = False
+        for network in graph.networks.values():
+            network.compile()
+    optimizer = make_optimizer(graph.target.parameters())
+    return Step(graph, get_config(setup.config), optimizer, setup.device, precision=setup.precision)
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The largest difference of two gradients over the largest value, whole networks at once."""
+    largest = max(float(g.abs().max()) for g in theirs)
+    return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / largest
+
+
+def step_table(setup: Setup) -> list[Row]:
+    """Seconds of a step, published and ours, for all losses and for two of them.
+
+    Their gradients are compared first: raises UserError where, in fp32, they differ.
+    """
+    names = perceptual_losses(get_config(setup.config))
+    rows: list[Row] = [
+        ("k", "published, s/step", "ours, s/step", "times faster", "gradients differ by")
+    ]
+    for k in sorted({min(2, len(names)), len(names)}, reverse=True):
+        rows.append((str(k), *_compared(setup, names[:k])))
+        gc.collect()
+    return rows
+
+
+def _compared(setup: Setup, chosen: Sequence[str]) -> Row:
+    config, batch = get_config(setup.config), random_batch(setup)
+    theirs = PublishedStep(build(setup, yardsticks=True), config)
+    ours = own_step(setup, build(setup))
+    wanted = theirs(batch, chosen)
+    ours(batch, chosen)
+    apart = difference([p.grad for p in ours.parameters], wanted)
+    if setup.precision == "fp32" and not apart < ALLOWED:
+        raise UserError(f"the two steps' gradients differ by {apart:.1e} of the largest value")
+    del wanted
+    ways = {"published": lambda: theirs(batch, chosen), "ours": lambda: ours(batch, chosen)}
+    seconds = alternating(ways, setup.repeats, setup.device)
+    middle = (f"{statistics.median(values):.3g}" for values in seconds.values())
+    return *middle, ratio(seconds["published"], seconds["ours"]), f"{apart:.1e}"
+
+
+def cost_table(setup: Setup) -> list[Row]:
+    """Seconds of our step over k and over the batch, and what a straight line leaves."""
+    config = get_config(setup.config)
+    names = perceptual_losses(config)
+    step = own_step(setup, build(setup))
+    rows: list[Row] = [("k", "batch", "s/step", "the straight line says")]
+    wide = Setup(**{**vars(setup), "batch_size": 4 * setup.batch_size})
+    whole = random_batch(wide)
+    counts = sorted({0, 1, 2, 4, len(names)} & set(range(len(names) + 1)))
+    cases = [(k, setup.batch_size) for k in counts]
+    line = [(min(2, len(names)), setup.batch_size * factor) for factor in (1, 2, 4)]
+    for group, variable in ((cases, 0), (line, 1)):
+        ways = {}
+        for k, size in group:
+            batch = {name: value[:size] for name, value in whole.items()}
+            ways[str((k, size))] = lambda b=batch, k=k: step(b, names[:k])
+        seconds = alternating(ways, setup.repeats, setup.device)
+        found = [statistics.median(seconds[str(case)]) for case in group]
+        for case, value, fitted in zip(group, found, _line([c[variable] for c in group], found),
+                                       strict=True):  # fmt: skip
+            rows.append((str(case[0]), str(case[1]), f"{value:.3g}", f"{fitted:.3g}"))
+    return rows
+
+
+def _line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
+    """The values at `xs` of the straight line nearest to the points."""
+    slope, offset = statistics.linear_regression(xs, ys)
+    return [offset + slope * x for x in xs]
+
+
+# ---- memory -------------------------------------------------------------------------
+
+
+def memory_table(setup: Setup) -> list[Row]:
+    """Peak memory of two steps with all losses, each way in a process of its own."""
+    rows: list[Row] = [("step", "peak, MiB", "networks and batch, MiB")]
+    context = multiprocessing.get_context("spawn")
+    for way in ("published", "ours"):
+        with context.Pool(1) as pool:
+            peak, before = pool.apply(_peak_memory, (setup, way, torch.get_num_threads()))
+        rows.append((way, f"{peak:.0f}", f"{before:.0f}"))
+    return rows
+
+
+def _peak_memory(setup: Setup, way: str, threads: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    config, batch = get_config(setup.config), random_batch(setup)
+    graph = build(setup, yardsticks=True)
+    step = PublishedStep(graph, config) if way == "published" else own_step(setup, graph)
+    before = _memory(setup.device)
+    for _ in range(2):
+        step(batch, perceptual_losses(config))
+    return _memory(setup.device), before
+
+
+def _memory(device: torch.device) -> float:
+    """The most this process has held so far, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+# ---- the share of the device's speed ------------------------------------------------
+
+
+def speed_table(setup: Setup) -> list[Row]:
+    """Floating-point operations a second of our step, beside a large matrix product's."""
+    config, batch = get_config(setup.config), random_batch(setup)
+    names = perceptual_losses(config)
+    step = own_step(setup, build(setup))
+    with FlopCounterMode(display=False) as counter:
+        step(batch, names)
+    size = 8192 if setup.device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
+    square = torch.rand(size, size, device=setup.device, dtype=dtype)
+    seconds = alternating(
+        {"step": lambda: step(batch, names), "product": lambda: square @ square},
+        setup.repeats, setup.device,
+    )  # fmt: skip
+    rate = {
+        "step": counter.get_total_flops() / statistics.median(seconds["step"]),
+        "product": 2 * size**3 / statistics.median(seconds["product"]),
+    }
+    return [
+        ("work", "TFLOP/s", "share of the product's"),
+        (f"matrix product, {size}²", f"{rate['product'] / 1e12:.3g}", "100 %"),
+        ("our step, all losses", f"{rate['step'] / 1e12:.3g}",
+         f"{rate['step'] / rate['product']:.0%}"),
+    ]  # fmt: skip
+
+
+# ---- forward only -------------------------------------------------------------------
+
+
+def forward_table(setup: Setup) -> list[Row]:
+    """Images a second of the consistency energy and of the demo, published way and ours."""
+    rows: list[Row] = [("work", "published, images/s", "ours, images/s", "times faster")]
+    images = torch.rand(setup.batch_size, 3, *[setup.scale.image_size] * 2, device=setup.device)
+    for name, ways in (("consistency energy", _energy_ways(setup, images)),
+                       ("demo, one network", _demo_ways(setup, images))):  # fmt: skip
+        seconds = alternating(ways, setup.repeats, setup.device)
+        speed = [f"{len(images) / statistics.median(seconds[w]):.3g}" for w in ways]
+        rows.append((name, *speed, ratio(seconds["published"], seconds["ours"])))
+    return rows
+
+
+def _energy_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]]:
+    """Published: prefixes of paths computed anew for each path, and with autograd's records."""
+    config = get_config("energy_calc_nogt")
+    edges = edges_of(config["paths"])
+    graph = TaskGraph({e: TRANSFERS[e].build(setup.scale) for e in edges}).to(setup.device)
+    batch = {"rgb": images}
+
+    def published() -> None:
+        values = {n: graph.sample({n: path}, batch)[n] for n, path in config["paths"].items()}
+        evaluate_losses(config, list(config["losses"]), values, "train_subset")
+
+    def ours() -> None:
+        with forward_only(setup.device, setup.precision):
+            measure_batch(graph, "energy_calc_nogt", batch)
+
+    return {"published": published, "ours": ours}
+
+
+def _demo_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]]:
+    """Published: for every image the weights are read again, and images go one by one."""
+    transfer = TRANSFERS["rgb", "normal"]
+    network: nn.Module = transfer.build(setup.scale).to(setup.device).eval()
+    folder = tempfile.TemporaryDirectory()
+    file = Path(folder.name) / transfer.checkpoint
+    save_network(file, network, setup.scale)
+
+    def published(folder: tempfile.TemporaryDirectory = folder) -> None:  # keeps the folder
+        for image in images:
+            load_network(network, file, setup.scale)
+            network(image[None])
+
+    def ours() -> None:
+        with forward_only(setup.device, setup.precision):
+            network(images)
+
+    return {"published": published, "ours": ours}
