@@ -6,11 +6,13 @@ by intersection over the tasks, once, at start.
 
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -41,6 +43,8 @@ def find_buildings(data_dirs: Sequence[str | Path]) -> list[str]:
     for data_dir in map(Path, data_dirs):
         if not data_dir.is_dir():
             raise UserError(f"no data folder {data_dir}")
+        if pack := find_pack(data_dir):
+            found |= pack.buildings
         for child in data_dir.iterdir():
             for suffix in folders:
                 if child.name.endswith(suffix) and child.is_dir():
@@ -87,6 +91,8 @@ def find_views(
 
 
 def _view_names(task: ImageTask, data_dir: Path, building: str) -> set[str]:
+    if pack := find_pack(data_dir):
+        return pack.view_names(task, building)
     example = task.path(data_dir, building, "")
     if not example.parent.is_dir():
         return set()
@@ -164,6 +170,9 @@ class TaskDataset(Dataset):
         self.views = list(views)
         self.image_size = image_size
         self._kept: dict[View, tuple[Tensor, ...]] | None = {} if keep else None
+        self.packs = [pack for folder in {v.data_dir for v in views} if (pack := find_pack(folder))]
+        for pack in self.packs:
+            pack.check(self.tasks, image_size)
 
     def __len__(self) -> int:
         return len(self.views)
@@ -185,8 +194,10 @@ class TaskDataset(Dataset):
         return self._kept[view]
 
     def _read(self, view: View, **how) -> tuple[Tensor, ...]:
+        if pack := find_pack(view.data_dir):
+            return pack.load(self.tasks, view)
         return tuple(
-            _load_file(task, task.path(*view), self.image_size, **how) for task in self.tasks
+            read_file(task.load, task.path(*view), self.image_size, **how) for task in self.tasks
         )
 
 
@@ -209,6 +220,11 @@ class TrainTaskDataset(TaskDataset):
         keep: bool = False,
     ) -> None:
         super().__init__(tasks, views, image_size, keep)
+        if augment and self.packs:
+            raise UserError(
+                f"--dataaug crops the files before they are resized, and {self.packs[0]} holds "
+                f"them resized: name the folder of the files themselves, or leave --dataaug out"
+            )
         self.augment = augment
         self.seed = seed
 
@@ -256,12 +272,13 @@ class ImageDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
-        return (_load_file(TASKS["rgb"], self.paths[index], self.image_size),)
+        return (read_file(TASKS["rgb"].load, self.paths[index], self.image_size),)
 
 
-def _load_file(task: ImageTask, path: Path, image_size: int, **how) -> Tensor:
+def read_file(read: Callable[..., Tensor], path: Path, image_size: int, **how) -> Tensor:
+    """A task's `load` or `encode` of a file; UserError naming the file where it fails."""
     try:
-        return task.load(path, image_size, **how)
+        return read(path, image_size, **how)
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image") from None
     except (OSError, ValueError) as error:
@@ -335,3 +352,136 @@ class Reality:
             # A worker's error arrives with its traceback in front of the sentence.
             sentence = str(error).strip().splitlines()[-1]
             raise UserError(sentence.removeprefix("utils.UserError: ")) from None
+
+
+# ---- packs --------------------------------------------------------------------------
+
+PACK_INDEX = "pack.json"
+PACK_VERSION = 1
+
+
+class Pack:
+    """A data set at one image size, read without decoding: what `python -m scripts.pack` makes.
+
+    A folder with `pack.json` and, for each task, `{task}.npy`: an array (views, C, S, S) of
+    what `ImageTask.encode` gives, 16-bit values as uint16. The arrays are mapped into
+    memory; what is loaded equals, bit for bit, what the files would give. The index names
+    version, image_size, tasks (how each is encoded) and views (building, name), in order.
+
+    Raises UserError for an index that cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / PACK_INDEX).read_text())
+            version = index["version"]
+            if version == PACK_VERSION:
+                self.image_size: int = index["image_size"]
+                self.encodings: dict[str, str] = index["tasks"]
+                self._rows = {tuple(view): row for row, view in enumerate(index["views"])}
+        except OSError as error:
+            raise UserError(f"cannot read {folder / PACK_INDEX}: {error.strerror}") from None
+        except (ValueError, TypeError, LookupError):
+            raise UserError(f"{folder / PACK_INDEX} is no index of a pack; {REPACK}") from None
+        if version != PACK_VERSION:
+            raise UserError(
+                f"{folder} is a pack of version {version}, not of {PACK_VERSION}; {REPACK}"
+            )
+        self._names: dict[str, set[str]] = defaultdict(set)
+        for building, name in self._rows:
+            self._names[building].add(name)
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __str__(self) -> str:
+        return f"the pack {self.folder}"
+
+    @property
+    def buildings(self) -> set[str]:
+        return set(self._names)
+
+    def view_names(self, task: ImageTask, building: str) -> set[str]:
+        """The views of a building; UserError where the pack lacks the task."""
+        self._check_task(task)
+        return self._names.get(building, set())
+
+    def check(self, tasks: Sequence[ImageTask], image_size: int) -> None:
+        """UserError where the pack cannot serve these tasks at this size, or is damaged."""
+        if image_size != self.image_size:
+            raise UserError(
+                f"{self} is of {self.image_size}-pixel images, and this run's have {image_size}: "
+                f"use --image-size {self.image_size}, or {REPACK}"
+            )
+        for task in tasks:
+            self._check_task(task)
+            self._array(task)
+
+    def load(self, tasks: Sequence[ImageTask], view: View) -> tuple[Tensor, ...]:
+        """The tensors of a view, (C, S, S) float32 each."""
+        row = self._rows[view.building, view.name]
+        return tuple(task.decode(_unpacked(self._array(task)[row])) for task in tasks)
+
+    def _check_task(self, task: ImageTask) -> None:
+        packed = self.encodings.get(task.name)
+        if packed is None:
+            raise UserError(f"{self} has no {task} (it has: {', '.join(self.encodings)}); {REPACK}")
+        if packed != encoding_of(task):
+            raise UserError(
+                f"{self} has {task} for the transform {packed}, which is now {encoding_of(task)}; "
+                f"{REPACK}"
+            )
+
+    def _array(self, task: ImageTask) -> np.ndarray:
+        if task.name not in self._arrays:
+            path = self.folder / f"{task}.npy"
+            try:
+                array = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError):
+                raise UserError(f"{path} is missing, damaged or cut off; {REPACK}") from None
+            size = self.image_size
+            if array.shape[:1] + array.shape[2:] != (len(self._rows), size, size):
+                raise UserError(f"{path} does not fit {PACK_INDEX} beside it; {REPACK}")
+            self._arrays[task.name] = array
+        return self._arrays[task.name]
+
+
+REPACK = "make it anew with python -m scripts.pack"
+
+
+def find_pack(folder: str | Path) -> Pack | None:
+    """The pack that a folder is; None where it is none."""
+    try:
+        changed = (Path(folder) / PACK_INDEX).stat().st_mtime_ns
+    except OSError:
+        return None
+    return _opened(Path(folder), changed)
+
+
+@lru_cache(maxsize=16)
+def _opened(folder: Path, changed: int) -> Pack:
+    return Pack(folder)
+
+
+def encoding_of(task: ImageTask) -> str:
+    """What a task's packed values depend on besides the files, in words."""
+    function = getattr(task.transform, "func", task.transform)
+    keywords = getattr(task.transform, "keywords", {})
+    how = ", ".join(f"{name}={value}" for name, value in sorted(keywords.items()))
+    return f"{function.__name__}({how})" + (f", {task.classes} classes" if task.classes else "")
+
+
+def packed(values: Tensor) -> np.ndarray:
+    """What `ImageTask.encode` gave, as a pack stores it: int32 as uint16.
+
+    Raises ValueError for other numbers than encode promises.
+    """
+    array = values.numpy()
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
+        return array.astype(np.uint16)
+    if array.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"a pack holds no {array.dtype} from {array.min()} to {array.max()}")
+    return array
+
+
+def _unpacked(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.int32 if array.dtype == np.uint16 else array.dtype))
