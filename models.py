@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from transfers import FULL_SIZE, FULL_WIDTH, Edge, Scale, Transfer
+from transfers import Edge, Scale, Transfer
 from utils import UserError, write_atomically
 
 # What torch.load raises, among other things, on bytes that are no checkpoint.
@@ -63,20 +63,25 @@ def _full(value: Tensor) -> Tensor:
 
 
 def load_network(
-    network: nn.Module, path: str | Path, scale: Scale | None = None, edge: Edge | None = None
+    network: nn.Module,
+    path: str | Path,
+    scale: Scale | None = None,
+    edge: Edge | None = None,
+    any_size: bool = False,
 ) -> dict:
     """Load a checkpoint into `network` and return what it records.
 
     Raises UserError where it was made at another scale or does not fit, naming the
-    first entries that differ.
+    first entries that differ. `any_size` takes one made for images of another size, as
+    a start for training.
     """
     network = unwrapped(network)
     weights, record = read_weights(path, edge)
-    made = record.get("image_size", FULL_SIZE), record.get("width", FULL_WIDTH)
-    if scale and "width" in record and made != (scale.image_size, scale.width):
+    made = Scale.of(record)
+    if scale and "width" in record and made != scale and not (any_size and scale.fits(made)):
         raise UserError(
-            f"{path} was trained at {Scale(*made)}, this run has {scale}: "
-            f"give --image-size {made[0]} --width {made[1]}, or another --models-dir"
+            f"{path} was trained at {made}, this run has {scale}: "
+            f"give {made.flags()}, or another --models-dir"
         )
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -108,6 +113,7 @@ def save_network(
         "state_dict": weights,
         "image_size": scale.image_size,
         "width": scale.width,
+        "levels": scale.levels,
         "network": type(network).__name__,
         **record,
     }
@@ -124,8 +130,7 @@ def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale |
     for transfer in transfers:
         path = Path(models_dir) / transfer.checkpoint
         if transfer.trainable and path.is_file():
-            record = read_weights(path)[1]
-            return Scale(record["image_size"], record["width"]) if "width" in record else Scale()
+            return Scale.of(read_weights(path)[1])
     return None
 
 

@@ -77,6 +77,7 @@ def main(
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
+    levels: int | None = None,
     strict: bool = False,
     results_dir: str | None = None,
     visdom_server: str = "localhost",
@@ -124,6 +125,8 @@ def main(
             then the shipped rooms networks). A transfer's result is saved there.
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
+        levels: how often the deepest networks halve the image; the others lose as many levels
+            as these (default: what the checkpoints record, or 6 at 256 pixels, 5 at 128, …).
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
         results_dir: where the run's folder is made (default: results/ of the base folder).
@@ -164,7 +167,7 @@ def main(
 
     # ---- data, networks ----
     job = read_job()
-    setting = settle(job, data_dirs, models_dir, image_size, width, quiet, row is not None)
+    setting = settle(job, data_dirs, models_dir, image_size, width, levels, quiet, row is not None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     by_win_rate = not random_select and mode == "winrate" and k != 0
     graph, losses = build_graph(config, settings, wanted, by_win_rate, setting, init, strict)
@@ -201,6 +204,7 @@ def main(
         "data": [str(d) for d in setting.data_dirs],
         "models": [str(d) for d in setting.models_dirs],
         "image_size": setting.scale.image_size, "width": setting.scale.width,
+        "levels": setting.scale.levels,
         "views": {part: len(views) for part, views in parts.items()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "torchvision": torchvision.__version__},

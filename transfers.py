@@ -5,7 +5,7 @@ row's checkpoint is `{source}2{target}.pth` unless it names another file.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,25 +18,32 @@ from utils import UserError, nearest
 
 Edge = tuple[str, str]
 
-FULL_SIZE, FULL_WIDTH = 256, 16  # the published networks
+FULL_SIZE, FULL_WIDTH, FULL_LEVELS = 256, 16, 6  # the published networks
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of images and the width of networks, for every network of the table.
+    """The size of images, and the width and depth of networks, for all of the table.
 
-    At (256, 16) the networks are the published ones. With smaller images each loses as
-    many levels as the image loses halvings, so the bottleneck keeps its size in pixels;
-    larger images keep the published depth.
+    At (256, 16, 6) the networks are the published ones. `levels` is how often the deepest
+    of them halves the image; where it is less than 6, each loses as many levels as that.
+    By default it is 6 less the image's halvings from 256, so the bottleneck keeps its size
+    in pixels; larger images keep the published depth.
     """
 
     image_size: int = FULL_SIZE
     width: int = FULL_WIDTH
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
             raise UserError(f"--width is a multiple of 8 (GroupNorm's groups), not {self.width}")
-        step = 2 ** self.depth(6)
+        if self.levels is None:
+            smaller = max(0, math.floor(math.log2(FULL_SIZE / max(1, self.image_size))))
+            object.__setattr__(self, "levels", max(1, FULL_LEVELS - smaller))
+        if not 1 <= self.levels <= FULL_LEVELS:
+            raise UserError(f"--levels is 1 to {FULL_LEVELS}, not {self.levels}")
+        step = 2**self.levels
         if self.image_size < 16 or self.image_size % step:
             raise UserError(
                 f"--image-size {self.image_size} does not suit the networks: "
@@ -45,11 +52,36 @@ class Scale:
 
     def depth(self, published: int) -> int:
         """How often a network halves the image that halves it `published` times at 256."""
-        lost = max(0, math.floor(math.log2(FULL_SIZE / self.image_size)))
-        return max(1, published - lost)
+        return max(1, published - (FULL_LEVELS - self.levels))
+
+    def fits(self, other: "Scale") -> bool:
+        """Whether networks of the two have the same weights, whatever the images' size."""
+        return (self.width, self.levels) == (other.width, other.levels)
+
+    def but(
+        self, image_size: int | None = None, width: int | None = None, levels: int | None = None
+    ) -> "Scale":
+        """This scale but for what is given; another image size takes its own default depth."""
+        size = self.image_size if image_size is None else image_size
+        if levels is None and size == self.image_size:
+            levels = self.levels
+        return Scale(size, self.width if width is None else width, levels)
+
+    @classmethod
+    def of(cls, record: Mapping) -> "Scale":
+        """The scale that a checkpoint records; the published one where it records none."""
+        if "width" not in record:
+            return cls()
+        return cls(record["image_size"], record["width"], record.get("levels"))
+
+    def flags(self) -> str:
+        """The flags that choose it."""
+        return f"--image-size {self.image_size} --width {self.width} --levels {self.levels}"
 
     def __str__(self) -> str:
-        return f"image size {self.image_size}, width {self.width}"
+        default = Scale(self.image_size, self.width)
+        depth = "" if self == default else f", levels {self.levels}"
+        return f"image size {self.image_size}, width {self.width}{depth}"
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ def find_checkpoint(
 
 def scale_of(path: Path) -> Scale:
     """The scale that a checkpoint records; that of the published networks where it does not."""
-    record = read_weights(path)[1]
-    return Scale(record["image_size"], record["width"]) if "width" in record else Scale()
+    return Scale.of(read_weights(path)[1])
 
 
 # ---- device and precision -----------------------------------------------------------
@@ -103,11 +102,10 @@ def settle_measuring(
                 f"on rooms (tools/download_models.sh fetches the published ones)"
             )
     if labelled:
-        return settle(job, data_dirs, models_dir, image_size, width, quiet)
+        return settle(job, data_dirs, models_dir, image_size, width, quiet=quiet)
     if not models.is_dir() and not stand_in:
         raise UserError(f"no models folder {models}")
-    default = find_scale(models, TRANSFERS.values()) or Scale()
-    scale = Scale(image_size or default.image_size, width or default.width)
+    scale = (find_scale(models, TRANSFERS.values()) or Scale()).but(image_size, width)
     folders = [models] + ([SHIPPED] if models_dir is None and scale == shipped else [])
     print(f"networks: {scale}, weights from {', then '.join(map(str, folders))}")
     return Setting([], folders, scale, embedded=False)

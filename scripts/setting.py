@@ -90,6 +90,7 @@ def settle(
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
+    levels: int | None = None,
     quiet: bool = False,
     new_models: bool = False,
 ) -> Setting:
@@ -124,17 +125,14 @@ def settle(
     default = find_scale(models[0], TRANSFERS.values())
     if default is None:
         default = shipped if shipped and not named else Scale()
-    scale = Scale(
-        default.image_size if image_size is None else image_size,
-        default.width if width is None else width,
-    )
+    scale = default.but(image_size, width, levels)
     if models_dir is None and scale == shipped:
         models.append(SHIPPED)
     print(
         f"data: {', '.join(map(str, folders))}"
         f"{'' if named else ' (the embedded rooms; --data-dirs DIR names other data)'}\n"
         f"networks: {scale}, weights from {', then '.join(map(str, models))} "
-        f"(--image-size, --width, --models-dir choose others)"
+        f"(--image-size, --width, --levels, --models-dir choose others)"
     )
     return Setting(folders, models, scale, embedded=not named)
 
@@ -212,7 +210,7 @@ def build_graph(
         if edge == target and init != "baseline":
             networks[edge] = transfer.build(setting.scale)
             if init != "scratch":
-                load_network(networks[edge], init, setting.scale, edge)
+                load_network(networks[edge], init, setting.scale, edge, any_size=True)
             continue
         try:
             networks[edge] = setting.network(transfer, name)

@@ -29,6 +29,7 @@ def main(
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
+    levels: int | None = None,
     results_dir: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -54,12 +55,13 @@ def main(
             base folder; the shipped networks count as there).
         image_size: pixels of the images' side.
         width: channels of the networks' first level.
+        levels: halvings of the image in the deepest networks (see python -m train --help).
         results_dir: where each network's run folder is made.
         seed: of each training.
     """
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
-    setting = settle(read_job(), data_dirs, models_dir, image_size, width, new_models=True)
+    setting = settle(read_job(), data_dirs, models_dir, image_size, width, levels, new_models=True)
     missing = [row for row in needed if again or setting.find(row.checkpoint) is None]
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
           f"{len(missing)} to train")  # fmt: skip
@@ -78,6 +80,7 @@ def main(
             models_dir=models_dir,
             image_size=setting.scale.image_size,
             width=setting.scale.width,
+            levels=setting.scale.levels,
             results_dir=results_dir,
             seed=seed,
             quiet=True,

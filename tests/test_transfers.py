@@ -25,6 +25,18 @@ def test_depth_shrinks_with_the_image(size, width, depths):
     assert tuple(Scale(size, width).depth(d) for d in (6, 5, 4, 3)) == depths
 
 
+def test_levels_choose_the_depth_at_any_size():
+    assert Scale(64, 8) == Scale(64, 8, 4)
+    shallow = Scale(128, 8, 4)
+    assert tuple(shallow.depth(d) for d in (6, 5, 4, 3)) == (4, 3, 2, 1)
+    assert shallow.fits(Scale(64, 8)) and not shallow.fits(Scale(128, 8))
+    assert str(shallow) == "image size 128, width 8, levels 4"
+    assert shallow.but(width=16) == Scale(128, 16, 4) and shallow.but(64) == Scale(64, 8)
+    assert Scale.of({}) == Scale() and Scale.of({"image_size": 64, "width": 8}) == Scale(64, 8)
+    with pytest.raises(UserError, match="--levels is 1 to 6, not 7"):
+        Scale(256, 16, 7)
+
+
 def test_width_scales_every_convolution():
     for row in TRANSFERS.values():
         if row.trainable:
