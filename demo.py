@@ -31,13 +31,13 @@ from scripts.images import (
 )
 from scripts.measuring import (
     VARIANTS,
-    check_precision,
     checkpoint_names,
     choose_device,
     find_checkpoint,
     forward_only,
     scale_of,
 )
+from scripts.precision import check_precision
 from scripts.setting import SHIPPED, one_of
 from transfers import FULL_SIZE, TRANSFERS, Scale
 from utils import UserError, command_line, read_job
@@ -55,7 +55,7 @@ def main(
     model: str | None = None,
     models_dir: str | None = None,
     batch_size: int | None = None,
-    precision: str = "float32",
+    precision: str = "fp32",
     quiet: bool = False,
 ) -> None:
     """Predict normals, depth or reshading of images with two networks: baseline, consistency.
@@ -78,7 +78,7 @@ def main(
             this project). Default: published where its files are there, else rooms.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder).
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
-        precision: float32, tf32, bfloat16 or float16.
+        precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
     """
     # ---- what was asked for ----

@@ -5,7 +5,7 @@ Definition of each formula: docs/implementation.md.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -246,10 +246,16 @@ def evaluate_losses(
         terms = []
         for first, second in loss_pairs(config, name, reality):
             task = TASKS[config["paths"][second][-1]]
-            mask = None if task.name == "imagenet" else task.mask(values[second].detach())
-            terms.append(masked_loss(values[first], values[second], mask, squared))
+            prediction, target = _at_least_float32(values[first]), _at_least_float32(values[second])
+            mask = None if task.name == "imagenet" else task.mask(target.detach())
+            terms.append(masked_loss(prediction, target, mask, squared))
         losses[name] = torch.stack(terms).sum(dim=0)
     return losses
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Networks may compute in 16 bits; the mean over an image needs more."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 # ---- the balance of gradients -------------------------------------------------------
@@ -272,49 +278,68 @@ def balance(norms: Mapping[str, Tensor | float], direct: str = "mae") -> dict:
     return weights | {direct: weights[direct] * (count - 1)}
 
 
-def balanced_gradient(
-    losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], direct: str = "mae"
-) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Gradient of the balanced sum of scalar losses: (gradients, weights, norms).
-
-    One backward pass a loss: its gradient gives both the norm (mean over parameters of
-    |dL/dθ|) and its part in the sum, so the sum needs no pass of its own. The weights
-    are known only after the last pass; but they are linear in the norms, so two running
-    sums are kept instead of one gradient a loss: Σ w ∇L and Σ w g ∇L, w being n − 1 for
-    the direct loss and 1 for others. No value leaves the device.
-    """
-    count = sum(p.numel() for p in parameters)
-    norms: dict[str, Tensor] = {}
-    plain = [torch.zeros_like(p) for p in parameters]
-    scaled = [torch.zeros_like(p) for p in parameters]
+def gradients_of(
+    losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """The gradient of each scalar loss in turn, for `balanced_gradient`: (name, gradients)."""
     for position, (name, loss) in enumerate(losses.items(), start=1):
+        last = position == len(losses)
         gradient = torch.autograd.grad(
-            loss, parameters, retain_graph=position < len(losses), allow_unused=True
+            loss, parameters, retain_graph=not last, materialize_grads=True
         )
-        gradient = [
-            torch.zeros_like(p) if g is None else g
-            for g, p in zip(gradient, parameters, strict=True)
-        ]
-        norms[name] = sum(g.abs().sum() for g in gradient) / count
-        factor = max(1, len(losses) - 1) if name == direct else 1
-        for total, total_scaled, g in zip(plain, scaled, gradient, strict=True):
-            total.add_(g, alpha=factor)
-            total_scaled.add_(g * (factor * norms[name]))
+        yield name, list(gradient)
+
+
+def gradient_norm(gradient: Sequence[Tensor]) -> Tensor:
+    """Mean over parameters of |dL/dθ|: the size of a gradient in the balance."""
+    total = torch.stack([torch.linalg.vector_norm(g, 1) for g in gradient]).sum()
+    return total / sum(g.numel() for g in gradient)
+
+
+def balanced_gradient(
+    gradients: Iterable[tuple[str, list[Tensor]]], count: int, direct: str = "mae"
+) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Gradient of the balanced sum of `count` losses: (gradient, weights, norms).
+
+    `gradients` gives each loss's gradient in turn; its tensors become this function's. A
+    loss's gradient yields both its norm and its part in the sum, so the sum needs no
+    backward pass of its own. The weights are known only after the last; but they are
+    linear in the norms, so two running sums are kept instead of one gradient a loss:
+    Σ w ∇L and Σ w g ∇L, w being n − 1 for the direct loss and 1 for others. No value
+    leaves the device.
+    """
+    norms: dict[str, Tensor] = {}
+    plain: list[Tensor] = []
+    scaled: list[Tensor] = []
+    for name, gradient in gradients:
+        norms[name] = gradient_norm(gradient)
+        factor = max(1, count - 1) if name == direct else 1
+        if count == 1:
+            plain = gradient
+        elif not plain:
+            plain = gradient if factor == 1 else [g.mul_(factor) for g in gradient]
+            scaled = [g * norms[name] for g in plain]
+        else:
+            for total, total_scaled, g in zip(plain, scaled, gradient, strict=True):
+                total.add_(g, alpha=factor)
+                total_scaled.addcmul_(g, norms[name] * factor)
     weights = balance(norms, direct)
-    if len(norms) == 1:
-        return plain, weights, norms
-    everything = sum(norms.values()) + TINY
-    for total, total_scaled in zip(plain, scaled, strict=True):
-        total.sub_(total_scaled / everything).div_(len(norms) - 1)
+    if count > 1:
+        everything = sum(norms.values()) + TINY
+        for total, total_scaled in zip(plain, scaled, strict=True):
+            total.sub_(total_scaled.div_(everything)).div_(count - 1)
     return plain, weights, norms
 
 
 # ---- the choice of k ----------------------------------------------------------------
 
 
-def win_rate(perceptual: Tensor, yardstick: Tensor) -> Tensor:
-    """Share of samples whose perceptual loss exceeds the direct one: (B,), (B,) → scalar."""
-    return (perceptual > yardstick).float().mean()
+def wins(perceptual: Tensor, yardstick: Tensor) -> Tensor:
+    """1 for each sample whose perceptual loss exceeds the direct one, else 0: (B,) twice → (B,).
+
+    Its mean is the win rate.
+    """
+    return (perceptual > yardstick).float()
 
 
 def choose_losses(

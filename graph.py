@@ -43,14 +43,18 @@ class TaskGraph(nn.Module):
         return self
 
     def sample(
-        self, paths: Mapping[str, Sequence[str]], batch: Mapping[str, Tensor]
+        self,
+        paths: Mapping[str, Sequence[str]],
+        batch: Mapping[str, Tensor],
+        known: Mapping[Path, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The value (B, C, H, W) of each named path, e.g. {"f(n(x))": ("rgb", "normal", …)}.
 
-        `batch` holds the ground truths {task: (B, C, H, W)}, the paths' first steps. A
-        network runs once for each distinct prefix, however many paths share it.
+        `batch` holds the ground truths {task: (B, C, H, W)}, the paths' first steps, and
+        `known` values of longer prefixes that need no network any more. A network runs
+        once for each distinct prefix, however many paths share it.
         """
-        values: dict[Path, Tensor] = {}
+        values: dict[Path, Tensor] = dict(known or {})
 
         def value(path: Path) -> Tensor:
             if path not in values:

@@ -1,10 +1,14 @@
 """Weights in and out, and the optimiser."""
 
 import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from transfers import Edge, Scale, Transfer
@@ -13,7 +17,8 @@ from utils import UserError, write_atomically
 # What torch.load raises, among other things, on bytes that are no checkpoint.
 NO_CHECKPOINT = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError,
+    AttributeError, AssertionError, ArithmeticError, MemoryError, ImportError, BufferError,
+    struct.error, zlib.error, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
 
 PREFIXES = ("model.parallel_apply.module.", "parallel_apply.module.", "model.", "module.")
@@ -24,14 +29,15 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
 
     Takes a plain state dict, one with a wrapper's prefix, one bundled as
     {"state_dict", "optimizer"}, this project's own (which record image size, width and
-    how they were made) and, for an `edge`, the published graph.pth, a state dict an
-    edge. Nothing but tensors and plain values is unpickled.
+    how they were made), for an `edge` the published graph.pth, a state dict an edge, and
+    safetensors files, whose metadata are what they record. Nothing but tensors and plain
+    values is unpickled. UserError for anything else.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = _read(path)
     except NO_CHECKPOINT as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
         raise UserError(f"{path} is not a checkpoint of weights alone: {reason}") from None
@@ -45,9 +51,42 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
         data = data["state_dict"]
     elif edge and str(tuple(edge)) in data:
         data = data[str(tuple(edge))]
-    if not data or not all(isinstance(value, Tensor) for value in data.values()):
+    if not data or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in data.items()
+    ):
         raise UserError(f"{path} holds no state dict (names with a tensor each)")
+    if inflated := [name for name, value in data.items() if _is_inflated(value)]:
+        raise UserError(f"{path}: {inflated[0]} claims more numbers than the file holds")
     return {bare_name(name): _full(value) for name, value in data.items()}, record
+
+
+def _read(path: Path) -> object:
+    """What is in a checkpoint's file, whichever of the two formats it has."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":  # the length of a header, and the header, which is JSON
+        return _read_safetensors(path)
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:  # torch.save compresses nothing
+            raise ValueError(f"it would unpack to {unpacked} bytes")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> dict:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    numbers = {key: int(metadata[key]) for key in ("image_size", "width") if key in metadata}
+    return {"state_dict": weights, **metadata, **numbers}
+
+
+def _is_inflated(value: Tensor) -> bool:
+    """Whether a tensor is of another kind than dense, or repeats fewer stored numbers."""
+    if value.layout != torch.strided or value.is_quantized:
+        return True
+    return value.numel() * value.element_size() > value.untyped_storage().nbytes()
 
 
 def bare_name(name: str) -> str:
@@ -106,7 +145,7 @@ def save_network(
     """
     network = unwrapped(network)
     weights = {
-        name: value.detach().cpu().half() if half and value.is_floating_point() else value.cpu()
+        name: (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
         for name, value in network.state_dict().items()
     }
     data = {
@@ -117,7 +156,19 @@ def save_network(
         "network": type(network).__name__,
         **record,
     }
-    write_atomically(path, lambda temporary: torch.save(data, temporary))
+    save_atomically(path, data)
+
+
+def save_atomically(path: str | Path, data: object) -> None:
+    """`torch.save` such that `path` holds all of it or what it held before.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        write_atomically(path, lambda temporary: torch.save(data, temporary))
+    except (OSError, RuntimeError) as error:  # the latter is how torch says "disk full"
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}") from None
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -154,5 +205,5 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = 3e-5) -> torch.optim.Optimizer:
-    """Adam as published: weight decay 2e-6 (L2), amsgrad."""
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=2e-6, amsgrad=True)
+    """Adam as published: weight decay 2e-6 (L2), amsgrad. One fused kernel."""
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=2e-6, amsgrad=True, fused=True)

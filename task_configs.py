@@ -4,6 +4,8 @@
 knows the value that marks invalid pixels. Encodings: docs/encodings.md.
 """
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,6 +21,16 @@ from torchvision.transforms import functional as TF
 
 from utils import UserError, nearest
 
+LARGEST_FILE = 8192 * 8192  # pixels of an image file
+LARGEST = 4096 * 4096  # pixels of an image once it is resized
+# EPS is not among them: Pillow starts another program to read it.
+FORMATS = "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"
+# What Pillow's decoders raise on broken files.
+READ_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError,
+    MemoryError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
 # ---- file transforms: (C, S, S) raw values → (C, S, S) float32 -----------------------
 
 
@@ -31,7 +43,10 @@ def clamp_maximum(x: Tensor, maximum: float) -> Tensor:
     return (x.float() / maximum).clamp(0, 1)
 
 
-def blur(x: Tensor, maximum: float, sigma: float = 2.0) -> Tensor:
+SIGMA = 2.0  # pixels, of the Gaussian in `blur`
+
+
+def blur(x: Tensor, maximum: float, sigma: float = SIGMA) -> Tensor:
     """Gaussian, then x^0.8 / maximum^0.8, clamped to [0, 1].
 
     The Gaussian runs on 32-bit integers, so each of its two passes truncates: so did
@@ -40,7 +55,7 @@ def blur(x: Tensor, maximum: float, sigma: float = 2.0) -> Tensor:
     return raise_to_power(smooth(x, sigma), maximum)
 
 
-def smooth(x: Tensor, sigma: float = 2.0) -> Tensor:
+def smooth(x: Tensor, sigma: float = SIGMA) -> Tensor:
     """The Gaussian of `blur`: (1, S, S) int32 → the same."""
     return torch.from_numpy(ndimage.gaussian_filter(x[0].numpy(), sigma=sigma))[None]
 
@@ -67,6 +82,18 @@ def sobel(x: Tensor) -> Tensor:
     across = ndimage.sobel(smooth, axis=0, mode="constant")
     down = ndimage.sobel(smooth, axis=1, mode="constant")
     return torch.from_numpy(np.hypot(across, down))[None]
+
+
+def check_size(size: tuple[int, int], image_size: int) -> None:
+    """ValueError for an image of too many pixels, or of too many once it is resized.
+
+    A file of a few kilobytes can claim either, and take all memory.
+    """
+    width, height = size
+    if width * height > LARGEST_FILE:
+        raise ValueError(f"{width} × {height} pixels are more than {LARGEST_FILE}")
+    if max(size) * image_size**2 > LARGEST * max(1, min(size)):
+        raise ValueError(f"{width} × {height} pixels are too long and thin for a square")
 
 
 # ---- masks --------------------------------------------------------------------------
@@ -127,6 +154,10 @@ class ImageTask:
     blur_radius: float = 0.0
     classes: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder or self.name)
+        object.__setattr__(self, "tag", self.tag or self.folder)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageTask) and other.name == self.name
 
@@ -137,10 +168,9 @@ class ImageTask:
         return self.name
 
     def path(self, data_dir: Path, building: str, view: str) -> Path:
-        """Where the published layout keeps this domain of a view."""
-        folder, tag = self.folder or self.name, self.tag or self.folder or self.name
-        name = f"{view}_domain_{tag}.png"
-        return Path(data_dir) / f"{building}_{folder}" / folder / name
+        """Where the published layout keeps this domain of a view (others: datasets.LAYOUTS)."""
+        name = f"{view}_domain_{self.tag}.png"
+        return Path(data_dir) / f"{building}_{self.folder}" / self.folder / name
 
     def blurred(self, radius: float) -> "ImageTask":
         """The same domain of images blurred by a Gaussian of `radius` pixels."""
@@ -161,8 +191,8 @@ class ImageTask:
 
         A centre crop of `crop` file pixels first, if given; then the shorter side is
         resized to S (bilinear, antialiased; labels by nearest neighbour) and the centre
-        cut out. `jitter` is applied to rgb alone. Raises OSError for a file that cannot
-        be read, ValueError for one in the wrong encoding.
+        cut out. `jitter` is applied to rgb alone. Raises one of READ_ERRORS for a file that
+        cannot be read or is too large, ValueError for one in the wrong encoding.
         """
         return self.decode(self.encode(path, image_size, crop, jitter))
 
@@ -179,7 +209,8 @@ class ImageTask:
         0 to 65535 for 16 bits. Where the transform ends in no pointwise step that is known
         here (sobel, a transform of one's own), its result: (C, S, S) float32.
         """
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
+            check_size(file.size, image_size)
             image = self._as_encoded(file, path)
         if self.blur_radius:
             image = image.filter(ImageFilter.GaussianBlur(self.blur_radius))
@@ -194,7 +225,7 @@ class ImageTask:
         if self.classes or self._function in (identity, clamp_maximum):
             values = raw
         elif self._function is blur:
-            values = smooth(raw)
+            values = smooth(raw, self.transform.keywords.get("sigma", SIGMA))
         else:
             values = self.transform(raw if deep else TF.to_tensor(image))
         return values[:3].contiguous()
@@ -206,7 +237,7 @@ class ImageTask:
             labels[labels >= self.classes] = 0
             return F.one_hot(labels, self.classes).movedim(-1, -3).float()
         if self._function is blur:
-            return raise_to_power(values, **self.transform.keywords)
+            return raise_to_power(values, self.transform.keywords["maximum"])
         if self._function not in (identity, clamp_maximum):
             return values
         return self.transform(values.float().div(255) if values.dtype == torch.uint8 else values)
@@ -219,6 +250,8 @@ class ImageTask:
         """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""
         deep = image.mode.startswith("I")
         if self.classes:
+            if not deep and image.mode not in ("L", "P"):
+                raise ValueError(f"{path}: {self.name} is an 8-bit PNG of labels, not {image.mode}")
             return image.convert("L") if image.mode != "P" else image.copy()
         if self.channels == 1 and self.transform is not sobel:
             if not deep:
@@ -226,7 +259,8 @@ class ImageTask:
             # "I;16" would reach the tensor as int16, where 65535 is −1 and all above
             # 32767 is negative: the depth mask and the strongest keypoints would vanish.
             return image.convert("I")
-        if deep or image.mode == "F":
+        grey = image.mode in ("1", "L", "LA") and self.name in ("normal", "principal_curvature")
+        if deep or grey or image.mode == "F":
             raise ValueError(f"{path}: {self.name} is an 8-bit colour PNG, not {image.mode}")
         return image.copy() if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 

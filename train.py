@@ -2,38 +2,39 @@
 
 python -m train multiperceptual_normal --k 2 --random-select
 python -m train normal2principal_curvature
+torchrun --nproc-per-node 8 -m train multiperceptual_normal --k 2 --random-select
 """
 
-import json
+import math
 import platform
-import random
 import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torchvision
-from torch import Tensor
-from tqdm import tqdm
 
 from datasets import Reality
-from energy import (
-    balanced_gradient,
-    choose_losses,
-    evaluate_losses,
-    loss_title,
-    paths_for,
-    win_rate,
-    yardstick_of,
-)
 from graph import TaskGraph
 from logger import Logger, VisdomWindows
-from models import load_network, make_optimizer, save_network
+from models import load_network, save_atomically, save_network
+from modules.unet import recompute_activations
 from scripts.evaluate import measure, table
 from scripts.pictures import Pictures
+from scripts.precision import TRAINING_PRECISIONS, check_precision
+from scripts.ranks import Ranks, start_ranks, stop_ranks
+from scripts.run_folder import (
+    Stop,
+    find_folder,
+    load_state,
+    new_folder,
+    recorded_flags,
+    save_state,
+    stoppable,
+    write_json,
+)
 from scripts.setting import (
     build_graph,
     checked_k,
@@ -46,10 +47,11 @@ from scripts.setting import (
     tasks_of,
     views_of,
 )
+from scripts.training import NotFinite, Stopped, Training
 from transfers import TRANSFERS, transfer_by_name
-from utils import UserError, command_line, read_job, seed_everything, write_atomically
+from utils import UserError, command_line, read_job, seed_everything
 
-LOG_EVERY = 20  # steps between two lines of the log
+GIB = 2**30
 
 
 def main(
@@ -74,18 +76,27 @@ def main(
     data_dirs: list | None = None,
     split: str | None = None,
     allow_missing: bool = False,
+    max_bad_fraction: float = 0.01,
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
     levels: int | None = None,
     strict: bool = False,
+    resume: bool | str = False,
+    save_every: int | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+    channels_last: bool = False,
+    checkpoint_activations: bool = False,
+    balance_every: int = 1,
+    cache_labels: float | None = None,
     results_dir: str | None = None,
     visdom_server: str = "localhost",
     visdom_port: int = 8097,
     num_workers: int | None = None,
     seed: int = 0,
     quiet: bool = False,
-) -> dict:
+) -> dict[str, dict[str, float]]:
     """Train rgb → target by an energy configuration, or any row of the transfer table.
 
     Example: python -m train multiperceptual_normal --k 2 --random-select
@@ -121,6 +132,8 @@ def main(
             of the job's base folder, else the embedded rooms).
         split: a split file (default: the first of config/split*.txt that fits the data).
         allow_missing: go on where more than a tenth of the views lack a domain.
+        max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
+            it they are replaced (in training) or left out, and listed.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
             then the shipped rooms networks). A transfer's result is saved there.
         image_size: pixels of the images' side (default: what the checkpoints record).
@@ -129,6 +142,18 @@ def main(
             as these (default: what the checkpoints record, or 6 at 256 pixels, 5 at 128, …).
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
+        resume: go on with the last run of this configuration, or with the run in the folder
+            named, exactly where its last state stood; the other flags are that run's.
+        save_every: save a state to go on from every so many steps (default: every epoch).
+        precision: fp32, tf32 (on NVIDIA GPUs) or bf16.
+        compile: compile the networks (torch.compile): slow to start, faster on GPUs.
+        channels_last: keep images channels last in memory: faster on some GPUs in bf16.
+        checkpoint_activations: compute activations again for the backward pass instead of
+            keeping them: less memory, more time.
+        balance_every: measure the sizes of the gradients every so many steps, with one pass
+            for all losses in between.
+        cache_labels: GiB of memory for what frozen networks make of the ground truths, which
+            need not be computed again then (default: none).
         results_dir: where the run's folder is made (default: results/ of the base folder).
         visdom_server: host of the Visdom server.
         visdom_port: its port.
@@ -137,69 +162,84 @@ def main(
         seed: of the data's order, the choice of losses, fresh weights and augmentation.
         quiet: plain lines instead of a progress bar.
     """
+    asked = dict(locals())
+    ranks, device = start_ranks()
+    try:
+        folder = None
+        if resume:
+            results = Path(results_dir) if results_dir else read_job().results_dir
+            folder = find_folder(resume, results, config)
+            asked = recorded_flags(folder, asked, main)
+        return _train(SimpleNamespace(**asked), folder, ranks, device)
+    finally:
+        stop_ranks()
+
+
+def _train(
+    asked: SimpleNamespace, folder: Path | None, ranks: Ranks, device: torch.device
+) -> dict[str, dict[str, float]]:
     # ---- what was asked for ----
-    row = transfer_by_name(config) if config else None
-    settings = configuration(config)
+    row = transfer_by_name(asked.config) if asked.config else None
+    settings = configuration(asked.config)
     transfer = TRANSFERS[settings["paths"]["n(x)"]]
-    init = init or ("scratch" if row else "baseline")
-    one_of("--mode", mode, ("winrate", "standard"))
-    one_of("--schedule", schedule or "constant", ("constant", "cosine"))
-    if winrate and (random_select or mode == "standard"):
-        raise UserError("--winrate excludes --random-select and --mode standard")
-    if mode == "standard" and random_select:
-        raise UserError("--mode standard uses all perceptual losses: no --random-select")
-    positive = {"--batch-size": batch_size, "--steps-per-epoch": steps_per_epoch, "--lr": lr,
-                "--subset-size": subset_size, "--max-epochs": max_epochs}  # fmt: skip
-    for flag, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{flag} has to be more than 0, not {value}")
-    if num_workers is not None and num_workers < 0:
-        raise UserError(f"--num-workers has to be 0 or more, not {num_workers}")
-    wanted = restricted(settings, perceptual)
-    if not checked_k(k, wanted, mode) and (compare_direct or random_select or winrate):
-        raise UserError(
-            "without perceptual losses there is nothing for --compare-direct, --random-select "
-            "or --winrate to do"
-        )
-    if compare_direct and visualize:
-        raise UserError("--visualize stops before training: no --compare-direct")
-    seed_everything(seed)
+    init = asked.init or ("scratch" if row else "baseline")
+    wanted = restricted(settings, asked.perceptual)
+    _check(asked, wanted)
+    seed_everything(asked.seed)
 
     # ---- data, networks ----
     job = read_job()
-    setting = settle(job, data_dirs, models_dir, image_size, width, levels, quiet, row is not None)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    by_win_rate = not random_select and mode == "winrate" and k != 0
-    graph, losses = build_graph(config, settings, wanted, by_win_rate, setting, init, strict)
-    graph = graph.to(device)
-    k = checked_k(k, losses, mode)
+    if not ranks.first:
+        ranks.wait()  # the first one renders the rooms, where they are needed
+    setting = settle(
+        job, asked.data_dirs, asked.models_dir, asked.image_size, asked.width, asked.levels,
+        asked.quiet, new_models=row is not None,
+    )  # fmt: skip
+    if ranks.first:
+        ranks.wait()
+    by_win_rate = not asked.random_select and asked.mode == "winrate" and asked.k != 0
+    graph, losses = build_graph(
+        asked.config, settings, wanted, by_win_rate, setting, init, asked.strict, ranks.count == 1
+    )
+    graph = _prepared(graph, asked, device)
+    k = checked_k(asked.k, losses, asked.mode)
 
     # ---- realities ----
     small = setting.embedded
-    batch_size = batch_size or (16 if small else 4 if fast else 64)
+    batch_size = asked.batch_size or (16 if small else 4 if asked.fast else 64)
     tasks = tasks_of(settings, losses, by_win_rate)
-    parts = views_of(tasks, setting, split, allow_missing, fast, subset_size)
-    realities = make_realities(
-        tasks, parts, setting, dataaug, batch_size, device, num_workers, seed
+    parts = views_of(
+        tasks, setting, asked.split, asked.allow_missing, asked.fast, asked.subset_size
     )
-    steps = steps_per_epoch or default_steps(len(parts["train"]), batch_size)
+    realities = make_realities(
+        tasks, parts, setting, asked.dataaug, batch_size, device, asked.num_workers, asked.seed,
+        ranks, asked.max_bad_fraction,
+    )  # fmt: skip
+    steps = asked.steps_per_epoch or default_steps(len(parts["train"]), batch_size * ranks.count)
 
-    # ---- the run's folder, logs, pictures ----
+    # ---- how it trains ----
     rates = {"baseline": 3e-4, "scratch": 2e-3} if small else {"baseline": 3e-5, "scratch": 4e-4}
     epochs = (40 if row else 10) if small else 800
     training = Training(
-        settings, losses, k, mode=mode, at_random=not by_win_rate,
+        settings, losses, k, mode=asked.mode, at_random=not by_win_rate,
         squared=row is not None and row.source != "rgb",
-        lr=lr or rates.get(init, rates["baseline"]),
-        schedule=schedule or ("cosine" if row else "constant"),
-        epochs=max_epochs or epochs,
-        steps=steps, seed=seed, quiet=quiet,
+        lr=asked.lr or rates.get(init, rates["baseline"]),
+        schedule=asked.schedule or ("cosine" if row else "constant"),
+        epochs=asked.max_epochs or epochs, steps=steps, seed=asked.seed,
+        balance_every=asked.balance_every, precision=asked.precision,
+        cache_labels=(asked.cache_labels or 0) * GIB, save_every=asked.save_every or 0,
+        ranks=ranks, quiet=asked.quiet,
     )  # fmt: skip
-    run = _make_run_folder(Path(results_dir) if results_dir else job.results_dir, config)
+
+    # ---- the run's folder, logs, pictures ----
+    resumed = folder is not None
+    if not resumed:
+        results = Path(asked.results_dir) if asked.results_dir else job.results_dir
+        folder = ranks.from_first(new_folder(results, asked.config) if ranks.first else None)
     record = training.record() | {
-        "config": config, "init": init, "batch_size": batch_size,
+        "config": asked.config, "init": init, "batch_size": batch_size, "processes": ranks.count,
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "dataaug": dataaug, "fast": fast, "device": str(device),
+        "arguments": vars(asked) | {"resume": False}, "device": str(device),
         "left_out": [name for name in wanted if name not in losses],
         "data": [str(d) for d in setting.data_dirs],
         "models": [str(d) for d in setting.models_dirs],
@@ -209,188 +249,172 @@ def main(
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "torchvision": torchvision.__version__},
     }  # fmt: skip
-    _write_json(run / "run.json", record)
-    logger = Logger(config, run / "log.jsonl", VisdomWindows(job.name, visdom_server, visdom_port))
-    pictures = Pictures(settings, realities, graph, logger, run)
+    state = ranks.from_first(load_state(folder) if ranks.first and resumed else None)
+    if ranks.first and not state:
+        write_json(folder / "run.json", record)
+        (folder / "log.jsonl").unlink(missing_ok=True)
+    logger = Logger(asked.config)
+    pictures = None
+    if ranks.first:
+        visdom = VisdomWindows(job.name, asked.visdom_server, asked.visdom_port)
+        logger = Logger(asked.config, folder / "log.jsonl", visdom)
+        pictures = Pictures(settings, realities, graph, logger, folder)
+
+    for reality in realities.values():
+        reality.record = logger.record
 
     # ---- measure, train, measure ----
-    def measured() -> dict[str, float]:
-        return measure(graph, settings, losses, realities.get("test", realities["val"]))
+    def evaluated() -> dict[str, float]:
+        return measure(graph, settings, losses, realities.get("test", realities["val"]), ranks)
 
-    start = {name: value.clone() for name, value in graph.target.state_dict().items()}
-    columns = {"before": measured()}
-    pictures.draw(graph, "start", "start")
-    checkpoint = run / f"{transfer.name}{'' if row else '_consistency'}.pth"
+    checkpoint = folder / f"{transfer.name}{'' if row else '_consistency'}.pth"
     made_by = {key: record[key] for key in ("command", "config", "seed", "epochs", "steps", "lr")}
 
-    def keep() -> None:
-        save_network(checkpoint, graph.target, setting.scale, **made_by)
+    def after_epoch() -> None:
+        if ranks.first:
+            save_network(checkpoint, graph.target, setting.scale, **made_by)
+            if training.improved:
+                best = checkpoint.with_stem(f"{checkpoint.stem}_best")
+                save_network(best, graph.target, setting.scale, **made_by)
+            pictures.draw(graph, "", "latest")
 
-    if not visualize:
-        training.fit(graph, realities, logger, after_epoch=lambda: (
-            keep(), pictures.draw(graph, "", "latest")))  # fmt: skip
-        columns["trained"] = measured()
-        if compare_direct:
-            graph.target.load_state_dict(start)
-            training.without_consistency().fit(graph, realities, logger, lambda: None)
-            columns["without consistency"] = measured()
-    _write_json(run / "evaluation.json", columns)
+    if state is None:
+        weights = {name: value.clone() for name, value in graph.target.state_dict().items()}
+        start = weights if asked.compare_direct else {}
+        state = {"columns": {"before": evaluated()}, "start": start, "training": None}
+        if ranks.first:
+            pictures.draw(graph, "start", "start")
+            save_state(folder, 0, state)
+    phases = {} if asked.visualize else {"trained": (training, after_epoch)}
+    if asked.compare_direct:
+        phases["without consistency"] = training.without_consistency(), lambda: None
+    with stoppable() as stop:
+        for column, (phase, after) in phases.items():
+            if column not in state["columns"]:
+                if column != "trained" and not state["training"]:
+                    graph.target.load_state_dict(state["start"])
+                _fit(phase, graph, realities, logger, after, state, folder, stop)
+                state["columns"][column] = evaluated()
+                state["training"] = None
+    columns = state["columns"]
+
+    # ---- what came of it ----
+    for reality in realities.values():
+        if reality.bad_files:
+            print(f"warning: {reality.bad_summary()}", file=sys.stderr)
     logger.close()
+    if not ranks.first:
+        return columns
+    write_json(folder / "evaluation.json", columns)
     print("\n" + table(columns))
-    if row and not visualize:
+    if row and not asked.visualize:
         load_network(graph.target, checkpoint)
         saved = setting.models_dirs[0] / transfer.checkpoint
         save_network(saved, graph.target, setting.scale, half=True, **made_by)
         print(f"network:    {saved}")
-    elif not visualize:
+    elif not asked.visualize:
         print(f"checkpoint: {checkpoint}")
-    print(f"pictures:   {run}")
+    print(f"pictures:   {folder}")
     return columns
 
 
-# ---- the loop -----------------------------------------------------------------------
+def _fit(
+    training: Training,
+    graph: TaskGraph,
+    realities: Mapping[str, Reality],
+    logger: Logger,
+    after_epoch: Callable[[], None],
+    state: Mapping,
+    folder: Path,
+    stop: Stop,
+) -> None:
+    """Train, saving states; where it is stopped or goes wrong, say what to do next."""
+    before = len(state["columns"]) - 1  # phases done
+    ranks = training.ranks
+
+    def save(reached: dict) -> None:
+        if ranks.first:
+            number = before * training.epochs * training.steps + training.done
+            save_state(folder, number, {**state, "training": reached})
+
+    try:
+        training.fit(graph, realities, logger, after_epoch, state["training"], save, stop)
+    except Stopped:
+        logger.close()
+        print(f"stopped after step {training.done}; python -m train --resume {folder} goes on")
+        sys.exit(stop.status)
+    except NotFinite as error:
+        logger.close()
+        raise UserError(_keep_for_replay(error, graph, realities["train"], folder, ranks)) from None
 
 
-@dataclass
-class Training:
-    """How to train the target network of a graph. `losses` are perceptual, k in use at a time."""
-
-    config: Mapping
-    losses: list[str]
-    k: int
-    mode: str = "winrate"
-    at_random: bool = False
-    squared: bool = False
-    lr: float = 3e-5
-    schedule: str = "constant"
-    epochs: int = 800
-    steps: int = 100
-    seed: int = 0
-    quiet: bool = False
-    label: str = "train"
-    win_rates: dict[str, float] = field(default_factory=dict)
-    val_error: float = float("nan")
-
-    def record(self) -> dict:
-        """Its settings as plain values."""
-        names = ("losses", "k", "mode", "at_random", "squared", "lr", "schedule", "epochs",
-                 "steps", "seed")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
-    def without_consistency(self) -> "Training":
-        """The same on the ground truth alone."""
-        how = self.record() | {"losses": [], "k": 0}
-        return Training(self.config, quiet=self.quiet, label="direct", **how)
-
-    def fit(
-        self,
-        graph: TaskGraph,
-        realities: Mapping[str, Reality],
-        logger: Logger,
-        after_epoch: Callable[[], object],
-    ) -> None:
-        """Train for `epochs` × `steps`; call `after_epoch` at the end of each."""
-        optimizer = make_optimizer(graph.target.parameters(), self.lr)
-        total = max(1, self.epochs * self.steps)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-        rng = random.Random(self.seed)
-        batches = iter(realities["train"])
-        self._validate(graph, realities["val"], logger, 0)
-        size = realities["train"].batch_size
-        silent = self.quiet or not sys.stderr.isatty()
-        bar = tqdm(total=total * size, unit="img", desc=self.label, disable=silent)
-        for epoch in range(self.epochs):
-            chosen = choose_losses(self.losses, self.k, self.win_rates, rng, self.at_random)
-            if self.losses:
-                logger.text("chosen losses", f"epoch {epoch}: {', '.join(chosen) or 'none'}")
-            graph.train()
-            for step in range(1, self.steps + 1):
-                self._step(graph, next(batches), chosen, optimizer, logger)
-                if self.schedule == "cosine":
-                    decay.step()
-                bar.update(size)
-                if step % LOG_EVERY == 0 or step == self.steps:
-                    logger.step(epoch * self.steps + step, self.label)
-                    bar.set_postfix_str(f"epoch {epoch + 1}/{self.epochs}, {self._shown(logger)}")
-            self._validate(graph, realities["val"], logger, (epoch + 1) * self.steps)
-            after_epoch()
-            if silent:
-                line = f"{self.label} epoch {epoch + 1}/{self.epochs}: {self._shown(logger)}"
-                print(line, flush=True)
-        bar.close()
-
-    def _step(
-        self,
-        graph: TaskGraph,
-        batch: Mapping[str, Tensor],
-        chosen: list[str],
-        optimizer: torch.optim.Optimizer,
-        logger: Logger,
-    ) -> None:
-        names = ["mae", *chosen]
-        values = graph.sample(paths_for(self.config, names), batch)
-        per_sample = evaluate_losses(self.config, names, values, squared=self.squared)
-        losses = {name: loss.mean() for name, loss in per_sample.items()}
-        parameters = list(graph.target.parameters())
-        if self.mode == "winrate":
-            gradients, weights, _ = balanced_gradient(losses, parameters)
-        else:
-            gradients = torch.autograd.grad(sum(losses.values()), parameters)
-            weights = dict.fromkeys(losses, 1.0)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        logger.update("loss", sum(weights[name] * loss.detach() for name, loss in losses.items()))
-        for name, loss in losses.items():
-            logger.update(self._title(name), loss)
-
-    @torch.no_grad()
-    def _validate(self, graph: TaskGraph, reality: Reality, logger: Logger, at: int) -> None:
-        """Log all losses over all validation views, and take the win rates from them."""
-        graph.eval()
-        yardsticks = {} if self.at_random else {name: yardstick_of(name) for name in self.losses}
-        names = ["mae", *self.losses, *yardsticks.values()]
-        won: dict[str, list[Tensor]] = {name: [] for name in yardsticks}
-        for batch in reality:
-            values = graph.sample(paths_for(self.config, names, "val"), batch)
-            losses = evaluate_losses(self.config, names, values, "val", self.squared)
-            for name, loss in losses.items():
-                logger.update(self._title(name), loss)
-            for name, yardstick in yardsticks.items():
-                won[name].append(win_rate(losses[name], losses[yardstick]) * len(losses[name]))
-        views = len(reality.dataset)
-        self.win_rates = {name: float(sum(parts)) / views for name, parts in won.items()}
-        if self.win_rates:
-            logger.record({"win rates": self.win_rates, "step": at})
-        logger.step(at, "val" if self.label == "train" else f"{self.label}_val")
-        self.val_error = logger.means[self._title("mae")]
-
-    def _title(self, name: str) -> str:
-        return loss_title(self.config, name, "mse" if self.squared else "mae")
-
-    def _shown(self, logger: Logger) -> str:
-        return f"loss {logger.means['loss']:.4f}, val {self._title('mae')} {self.val_error:.4f}"
+def _keep_for_replay(
+    error: NotFinite, graph: TaskGraph, reality: Reality, folder: Path, ranks: Ranks
+) -> str:
+    """Save what a step that went wrong was to train on; returns the sentence that says so."""
+    views = [str(reality.dataset.views[number]) for number in error.batch.views]
+    file = folder / f"not_finite{f'_{ranks.rank}' if ranks.count > 1 else ''}.pt"
+    batch = {name: values.cpu() for name, values in error.batch.items()}
+    save_atomically(file, {"step": error.step, "losses": error.losses, "views": views,
+                           "batch": batch, "target": graph.target.state_dict()})  # fmt: skip
+    bad = [name for name, value in error.losses.items() if not math.isfinite(value)]
+    what = f"the loss {', '.join(bad)} is" if bad else "a gradient is"
+    return (
+        f"step {error.step}: {what} not finite; its batch, the names of its views and the network "
+        f"as it was before it are in {file}; a smaller --lr or --precision fp32 may help"
+    )
 
 
-# ---- the run's folder --------------------------------------------------------------
+def _check(asked: SimpleNamespace, wanted: list[str]) -> None:
+    """Raises UserError for flags that exclude each other or have no such value."""
+    one_of("--mode", asked.mode, ("winrate", "standard"))
+    one_of("--schedule", asked.schedule or "constant", ("constant", "cosine"))
+    check_precision(asked.precision, TRAINING_PRECISIONS)
+    if asked.winrate and (asked.random_select or asked.mode == "standard"):
+        raise UserError("--winrate excludes --random-select and --mode standard")
+    if asked.mode == "standard" and asked.random_select:
+        raise UserError("--mode standard uses all perceptual losses: no --random-select")
+    for name in ("batch_size", "steps_per_epoch", "lr", "subset_size", "max_epochs", "save_every",
+                 "balance_every", "cache_labels"):  # fmt: skip
+        value = getattr(asked, name)
+        if value is not None and value <= 0:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} has to be more than 0, not {value}")
+    if asked.num_workers is not None and asked.num_workers < 0:
+        raise UserError(f"--num-workers has to be 0 or more, not {asked.num_workers}")
+    if not 0 <= asked.max_bad_fraction <= 1:
+        raise UserError(f"--max-bad-fraction is between 0 and 1, not {asked.max_bad_fraction}")
+    none = not checked_k(asked.k, wanted, asked.mode)
+    if none and (asked.compare_direct or asked.random_select or asked.winrate):
+        raise UserError(
+            "without perceptual losses there is nothing for --compare-direct, --random-select "
+            "or --winrate to do"
+        )
+    if asked.mode == "standard" and asked.balance_every > 1:
+        raise UserError("--mode standard balances nothing: no --balance-every")
+    if asked.cache_labels and (asked.dataaug or none):
+        why = "--dataaug changes a view each time" if asked.dataaug else "no loss uses labels so"
+        raise UserError(f"--cache-labels keeps what is made of a view's ground truth, but {why}")
+    if asked.compare_direct and asked.visualize:
+        raise UserError("--visualize stops before training: no --compare-direct")
 
 
-def _make_run_folder(results_dir: Path, name: str) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for number in range(1000):
-        folder = results_dir / f"{name}_{stamp}{f'-{number}' if number else ''}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from None
-        return folder
-    raise UserError(f"cannot make a new folder in {results_dir}")
-
-
-def _write_json(path: Path, values: object) -> None:
-    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=1) + "\n"))
+def _prepared(graph: TaskGraph, asked: SimpleNamespace, device: torch.device) -> TaskGraph:
+    """The graph on its device, its networks as the flags want them."""
+    graph = graph.to(device)
+    if asked.channels_last:
+        graph = graph.to(memory_format=torch.channels_last)
+    if asked.checkpoint_activations:
+        recompute_activations(graph)
+    if asked.compile:
+        if torch.cuda.device_count() > 1 and not torch.distributed.is_initialized():
+            raise UserError("--compile takes one GPU a process: CUDA_VISIBLE_DEVICES=0, or torchrun"
+                            " for several")  # fmt: skip
+        # one forward pass serves several backward passes, so none may free what it holds
+        torch._functorch.config.donated_buffer = False
+        for network in graph.networks.values():
+            network.compile()
+    return graph
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def _check_words(main: Callable, arguments: list[str]) -> None:
         if flag not in flags:
             raise UserError(f"unknown flag {flag}{nearest(flag, flags)} (--help lists the flags)")
         if isinstance(flags[flag].default, bool):
-            if queue and queue[0] in ("True", "False"):
+            optional = "str" in str(flags[flag].annotation)  # such a switch may have a value
+            if queue and (queue[0] in ("True", "False") or optional and queue[0][:2] != "--"):
                 queue.pop(0)
         elif not equals and (not queue or queue.pop(0).startswith("--")):
             raise UserError(f"{flag} needs a value")
@@ -100,6 +101,8 @@ def _converted(parameter: inspect.Parameter, value):
     flag = "--" + parameter.name.replace("_", "-")
     if value is None or value == parameter.default:
         return value
+    if "bool | str" in kinds:
+        return value if isinstance(value, bool) else str(value)
     if "list" in kinds:
         if isinstance(value, str):
             value = value.split(",")
@@ -179,7 +182,8 @@ def seed_everything(seed: int) -> None:
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary name in the folder of `path`, then rename it there.
 
-    A reader sees the old file or the new one, never half of either.
+    A reader sees the old file or the new one, never half of either, also after a power
+    cut: the file is on the disk before it gets its name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +192,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     try:
         write(Path(name))
         os.chmod(name, 0o644)
+        _flush(Path(name))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Have what was written to the file reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -9,6 +9,7 @@ doubles with each level.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modules.dense import ConvBlock
 
@@ -16,7 +17,13 @@ GROUPS = 8  # of every GroupNorm; a width has to be a multiple of it
 
 
 class _TripleConv(nn.Module):
-    """Three times 3 × 3 convolution, GroupNorm, ReLU."""
+    """Three times 3 × 3 convolution, GroupNorm, ReLU.
+
+    With `recompute` its inner activations are not kept for the backward pass but computed
+    again: less memory, more time.
+    """
+
+    recompute = False
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -28,9 +35,21 @@ class _TripleConv(nn.Module):
         self.bn3 = nn.GroupNorm(GROUPS, out_channels)
 
     def convolve(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._convolve, x, use_reentrant=False)
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         return F.relu(self.bn3(self.conv3(x)))
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Have the blocks of a network of this family keep no inner activations."""
+    for module in network.modules():
+        if isinstance(module, _TripleConv):
+            module.recompute = True
 
 
 class DownBlock(_TripleConv):

@@ -28,13 +28,13 @@ from scripts.energy_statistics import (
 )
 from scripts.images import find_images, open_image, read_batches, square
 from scripts.measuring import (
-    check_precision,
     choose_device,
     energy_graph,
     forward_only,
     measure_batch,
     settle_measuring,
 )
+from scripts.precision import check_precision
 from scripts.setting import one_of
 from scripts.tables import check_folder, read_table, write_csv, write_json
 from task_configs import get_task
@@ -59,7 +59,7 @@ def main(
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
-    precision: str = "float32",
+    precision: str = "fp32",
     num_workers: int = 0,
     quiet: bool = False,
 ) -> None:
@@ -88,7 +88,7 @@ def main(
             then the shipped rooms networks).
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
-        precision: float32, tf32, bfloat16 or float16.
+        precision: fp32, tf32, bf16 or fp16.
         num_workers: processes that load labelled views.
         quiet: no progress bar.
     """
@@ -178,7 +178,7 @@ def spaced(items: Sequence, count: int | None) -> list:
 
 
 def measure_views(
-    graph: TaskGraph, reality: Reality, precision: str = "float32", quiet: bool = False
+    graph: TaskGraph, reality: Reality, precision: str = "fp32", quiet: bool = False
 ) -> Table:
     """The table of labelled views, each once, in the order of the reality's data set."""
     parts = []
@@ -196,7 +196,7 @@ def measure_images(
     paths: Sequence[Path],
     image_size: int,
     batch_size: int,
-    precision: str = "float32",
+    precision: str = "fp32",
     quiet: bool = False,
 ) -> tuple[list[Path], Table]:
     """The files that could be read, and their table, without an error. Others are reported."""

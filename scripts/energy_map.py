@@ -24,12 +24,12 @@ from scripts.images import (
     write_png,
 )
 from scripts.measuring import (
-    check_precision,
     choose_device,
     energy_graph,
     forward_only,
     settle_measuring,
 )
+from scripts.precision import check_precision
 from scripts.tables import check_folder
 from task_configs import TASKS
 from transfers import FULL_SIZE
@@ -51,7 +51,7 @@ def main(
     image_size: int | None = None,
     width: int | None = None,
     batch_size: int | None = None,
-    precision: str = "float32",
+    precision: str = "fp32",
     quiet: bool = False,
 ) -> None:
     """Draw the consistency energy of each pixel beside the predicted normals: white = distrust.
@@ -75,7 +75,7 @@ def main(
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
-        precision: float32, tf32, bfloat16 or float16.
+        precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
     """
     # ---- what was asked for ----

@@ -29,13 +29,13 @@ from scripts.energy_plots import plot_shifts
 from scripts.energy_statistics import Table, make_table, roc_auc, standardised, statistics
 from scripts.images import find_images, open_image, read_batches, square, to_image
 from scripts.measuring import (
-    check_precision,
     choose_device,
     energy_graph,
     forward_only,
     measure_batch,
     settle_measuring,
 )
+from scripts.precision import check_precision
 from scripts.tables import check_folder, write_csv
 from task_configs import get_task
 from utils import UserError, command_line, read_job
@@ -58,7 +58,7 @@ def main(
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
-    precision: str = "float32",
+    precision: str = "fp32",
     quiet: bool = False,
 ) -> None:
     """Measure the consistency energy, and the error, of images that are more and more spoilt.
@@ -85,7 +85,7 @@ def main(
             then the shipped rooms networks).
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
-        precision: float32, tf32, bfloat16 or float16.
+        precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
     """
     # ---- what was asked for ----
@@ -223,7 +223,7 @@ def measure_shifts(
     config: str,
     batches: Iterator[Batch],
     device: torch.device,
-    precision: str = "float32",
+    precision: str = "fp32",
 ) -> tuple[list[str], dict[Shift, Table]]:
     """The images' names, and the table of all of them for clean and each shift."""
     wanted = [CLEAN, *((kind, level) for kind, (_, levels) in SHIFTS.items() for level in levels)]

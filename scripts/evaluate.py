@@ -7,12 +7,17 @@ import torch
 from datasets import Reality
 from energy import angular_error, evaluate_losses, loss_pairs, paths_for, valid_error
 from graph import TaskGraph
+from scripts.ranks import Ranks
 from task_configs import TASKS
 
 
 @torch.no_grad()
 def measure(
-    graph: TaskGraph, config: Mapping, perceptual: Sequence[str], reality: Reality
+    graph: TaskGraph,
+    config: Mapping,
+    perceptual: Sequence[str],
+    reality: Reality,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Errors over all views of a reality, {row: value}, in this order:
 
@@ -20,6 +25,7 @@ def measure(
     pixels; "… × 100, predicted" of each perceptual loss: the second domain made from the
     prediction against that made from the truth (what training lowers); "… × 100, true":
     against the second domain's own ground truth (the paper's evaluation), where it has one.
+    Each of `ranks` measures its share of the views, and gets the means over all of them.
     """
     graph.eval()
     target = config["paths"]["y^"][-1]
@@ -46,7 +52,13 @@ def measure(
                 second = batch[domain.name]
                 error = valid_error(values[first], second, domain.mask(second))
                 take(f"{name} × 100, true", 100 * error)
-    return {row: float(torch.cat(values).nanmean()) for row, values in sums.items()}
+    mine = {row: torch.cat(values).cpu() for row, values in sums.items()}
+    parts = (ranks or Ranks()).gathered(mine)
+    rows = dict.fromkeys(row for part in parts for row in part)
+    return {
+        row: float(torch.cat([part[row] for part in parts if row in part]).nanmean())
+        for row in rows
+    }
 
 
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:

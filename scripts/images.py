@@ -1,8 +1,6 @@
 """Any image that Pillow reads → what the networks take; the files of a folder, good and bad."""
 
 import os
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from task_configs import LARGEST, READ_ERRORS
 from utils import UserError, write_atomically
 
 MARK = "XTConsistency"  # the "Software" of every PNG written here: such a one is no input
-LARGEST = 4096 * 4096  # pixels of a network's input
-
-# What Pillow's decoders raise on broken files.
-READ_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class BrokenImage(UserError):

@@ -10,7 +10,8 @@ from torch import Tensor
 from energy import evaluate_losses, get_config, paths_for
 from graph import TaskGraph, edges_of
 from models import find_scale, load_network, read_weights
-from scripts.setting import SHIPPED, Setting, one_of, settle
+from scripts.precision import arithmetic
+from scripts.setting import SHIPPED, Setting, settle
 from transfers import TRANSFERS, Edge, Scale, get_transfer
 from utils import Job, UserError
 
@@ -22,7 +23,6 @@ _STEMS = {
     "depth_zbuffer": ("rgb2depth", "rgb2zdepth", "rgb2depth_zbuffer"),
     "reshading": ("rgb2reshading",),
 }
-PRECISIONS = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def checkpoint_names(target: str, variant: str) -> list[str]:
@@ -43,36 +43,18 @@ def scale_of(path: Path) -> Scale:
     return Scale.of(read_weights(path)[1])
 
 
-# ---- device and precision -----------------------------------------------------------
+# ---- device -----------------------------------------------------------
 
 
 def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_precision(precision: str) -> None:
-    """Raises UserError for an unknown precision."""
-    one_of("--precision", precision, tuple(PRECISIONS))
-
-
 @contextmanager
-def forward_only(device: torch.device, precision: str = "float32") -> Iterator[None]:
-    """Inference mode in that precision, one of `PRECISIONS`.
-
-    float32 is exact on every device: on a GPU cuDNN would otherwise round its inputs to
-    TensorFloat-32. The faster ones are for those who ask.
-    """
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [backend.fp32_precision for backend in backends]
-    dtype = PRECISIONS[precision]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+def forward_only(device: torch.device, precision: str = "fp32") -> Iterator[None]:
+    """Inference mode in that precision, one of `PRECISIONS`."""
+    with torch.inference_mode(), arithmetic(device, precision):
+        yield
 
 
 # ---- the energy's networks ----------------------------------------------------------

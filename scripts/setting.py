@@ -37,6 +37,7 @@ from graph import TaskGraph, edges_of
 from models import find_scale, imagenet_weights, load_network
 from modules import ResNetClass
 from scripts.make_rooms import make_rooms
+from scripts.ranks import Ranks
 from task_configs import TASKS, ImageTask, get_task
 from transfers import TRANSFERS, Edge, Scale, Transfer, get_transfer, transfer_by_name
 from utils import ROOT, Job, UserError, nearest
@@ -200,8 +201,12 @@ def build_graph(
     setting: Setting,
     init: str,
     strict: bool,
+    parallel: bool = True,
 ) -> tuple[TaskGraph, list[str]]:
-    """The graph with all weights loaded, and the perceptual losses that it can serve."""
+    """The graph with all weights loaded, and the perceptual losses that it can serve.
+
+    `parallel`: over all of the machine's GPUs, where there are several.
+    """
     target = config["paths"]["n(x)"]
     losses = list(wanted)
     networks: dict[Edge, nn.Module] = {}
@@ -222,7 +227,7 @@ def build_graph(
             left_out = [n for n in losses if edge in edges_of(paths_for(config, [n]))]
             losses = [n for n in losses if n not in left_out]
             print(f"WARNING: {text}; LEFT OUT: {', '.join(left_out)} (--strict stops here)")
-    if torch.cuda.device_count() > 1:
+    if parallel and torch.cuda.device_count() > 1:
         networks = {edge: nn.DataParallel(network) for edge, network in networks.items()}
     return TaskGraph(networks, target), losses
 
@@ -285,7 +290,10 @@ def make_realities(
     device: torch.device,
     num_workers: int | None,
     seed: int,
+    ranks: Ranks,
+    max_bad_fraction: float,
 ) -> dict[str, Reality]:
+    """The realities of the parts, each rank's share of them."""
     realities = {}
     for part, views in parts.items():
         size = setting.scale.image_size
@@ -298,8 +306,9 @@ def make_realities(
         else:
             data = TaskDataset(tasks, views, size, keep)
         realities[part] = Reality(
-            part, data, batch_size, device, workers, endless=part == "train", seed=seed
-        )
+            part, data, batch_size, device, workers, endless=part == "train", seed=seed,
+            max_bad_fraction=max_bad_fraction, rank=ranks.rank, count=ranks.count,
+        )  # fmt: skip
     return realities
 
 

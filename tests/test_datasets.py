@@ -1,11 +1,14 @@
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import (
@@ -155,12 +158,24 @@ def test_augmentation_is_one_geometry_for_all_domains_and_follows_the_seed(tmp_p
     )
 
 
+def drawn(*arguments, batches=15, **how) -> list:
+    return list(islice(EndlessSampler(*arguments, **how), batches))
+
+
 def test_endless_sampler_shows_each_view_once_a_round():
-    drawn = [pair for pair, _ in zip(EndlessSampler(5, seed=1), range(15), strict=False)]
-    assert [draw for draw, _ in drawn] == list(range(15))
-    rounds = [[i for _, i in drawn[start : start + 5]] for start in (0, 5, 10)]
+    pairs = [pair for batch in drawn(5, 1, seed=1) for pair in batch]
+    assert [draw for draw, _ in pairs] == list(range(15))
+    rounds = [[i for _, i in pairs[start : start + 5]] for start in (0, 5, 10)]
     assert all(sorted(r) == list(range(5)) for r in rounds) and rounds[0] != rounds[1]
-    assert drawn == [pair for pair, _ in zip(EndlessSampler(5, 1), range(15), strict=False)]
+    assert drawn(5, 1, seed=1) == [[pair] for pair in pairs]
+
+
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 9), st.integers(1, 3))
+def test_endless_sampler_goes_on_and_shares(size, batch_size, start, count):
+    whole = drawn(size, batch_size * count, batches=20)
+    assert drawn(size, batch_size * count, start=start, batches=5) == whole[start : start + 5]
+    parts = [drawn(size, batch_size, rank=rank, count=count, batches=20) for rank in range(count)]
+    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -201,7 +216,7 @@ def test_the_real_view_loads_and_is_masked_where_its_holes_are():
     views = find_views(tasks, [REALDATA], find_buildings([REALDATA]))
     assert len(views) == 1 and len(tasks) == 8
     batch = dict(zip([t.name for t in tasks], TaskDataset(tasks, views, 256)[0], strict=True))
-    with Image.open(TASKS["depth_zbuffer"].path(*views[0])) as file:
+    with Image.open(views[0].path(TASKS["depth_zbuffer"])) as file:
         holes = torch.from_numpy(np.array(file).astype(np.int64) == 65535)
     # a loaded pixel comes from the 4 × 4 of the file around it: wholly within a hole
     within = -F.max_pool2d(-holes[None].float(), 4, stride=2, padding=1)[0]

@@ -13,6 +13,7 @@ from energy import (
     error_map,
     evaluate_losses,
     get_config,
+    gradients_of,
     loss_kind,
     loss_pairs,
     loss_title,
@@ -21,7 +22,7 @@ from energy import (
     perceptual_losses,
     target_through_domains,
     valid_error,
-    win_rate,
+    wins,
     yardstick_of,
 )
 from graph import edges_of
@@ -98,7 +99,7 @@ def test_balance():
 def test_a_batch_without_gradients_changes_nothing():
     weight = torch.nn.Parameter(torch.ones(3))
     losses = {"mae": (0 * weight).sum(), "a": (0 * weight).sum()}
-    gradients, weights, _ = balanced_gradient(losses, [weight])
+    gradients, weights, _ = balanced_gradient(gradients_of(losses, [weight]), 2)
     assert gradients[0].tolist() == [0, 0, 0]
     assert all(torch.isfinite(w) for w in weights.values())
 
@@ -116,7 +117,7 @@ def test_choice():
 
 
 def test_win_rate():
-    assert win_rate(torch.tensor([1.0, 2, 3, 4]), torch.tensor([2.0, 1, 1, 4])).item() == 0.5
+    assert wins(torch.tensor([1.0, 2, 3, 4]), torch.tensor([2.0, 1, 1, 4])).mean().item() == 0.5
 
 
 def test_angular_error():

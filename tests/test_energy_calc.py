@@ -156,7 +156,7 @@ def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tm
     """The labelled run's own images have the same energies as queries; bad files are reported."""
     views = [View(data, b, f"point_{p}_view_0") for b in ("tuff", "zeolite") for p in (0, 5, 10)]
     for i, view in enumerate(views):
-        (tmp_path / f"{i}.png").write_bytes(TASKS_NEEDED[0].path(*view).read_bytes())
+        (tmp_path / f"{i}.png").write_bytes(view.path(TASKS_NEEDED[0]).read_bytes())
     (tmp_path / "broken.png").write_bytes(b"")
     with pytest.raises(SystemExit) as stop:
         energy_calc.main("energy_calc_nogt", data_dir=str(tmp_path), models_dir=str(models),

@@ -6,8 +6,17 @@ import shutil
 import pytest
 import torch
 
-from datasets import Reality, TaskDataset, find_buildings, find_pack, find_views
+from datasets import (
+    LAYOUTS,
+    Reality,
+    TaskDataset,
+    find_buildings,
+    find_pack,
+    find_views,
+    split_buildings,
+)
 from models import read_weights
+from scripts.pack import Encoded
 from task_configs import TASKS
 
 WITH_FILES = [task for task in TASKS.values() if task.name != "imagenet"]
@@ -15,7 +24,7 @@ WITH_FILES = [task for task in TASKS.values() if task.name != "imagenet"]
 
 @pytest.fixture
 def pack(run, tmp_path):
-    """Pack a folder by the command line: (exit status, its last line, the pack's folder)."""
+    """Pack a folder by the command line: (exit status, its closing line, the pack's folder)."""
 
     def call(folder, *arguments, size=32):
         target = tmp_path / f"pack{size}"
@@ -24,7 +33,8 @@ def pack(run, tmp_path):
             program="scripts.pack", defaults=False,
         )  # fmt: skip
         assert "Traceback" not in output
-        return status, output.splitlines()[-1], target
+        (line,) = (x for x in output.splitlines() if x.startswith(("pack:", "error:")))
+        return status, line, target
 
     return call
 
@@ -34,7 +44,7 @@ def dataset(folder, size=32, tasks=WITH_FILES):
 
 
 def assert_equal(ours, wanted):
-    assert [view[1:] for view in ours.views] == [view[1:] for view in wanted.views]
+    assert [view[1:3] for view in ours.views] == [view[1:3] for view in wanted.views]
     for index in range(len(wanted)):
         for task, one, other in zip(wanted.tasks, ours[index], wanted[index], strict=True):
             assert one.dtype == other.dtype == torch.float32, task
@@ -72,24 +82,23 @@ def test_training_on_a_pack_gives_the_same_network(pack, run, rooms, tmp_path):
 
 
 def test_an_interrupted_packing_goes_on_where_it_stopped(pack, rooms, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.pack.CHECKPOINT", 4)
+    monkeypatch.setattr("scripts.pack.BATCH", 4)
+    monkeypatch.setattr("scripts.pack.CHECKPOINT", 1)
     copy = shutil.copytree(rooms, tmp_path / "copy")
     views = dataset(copy).views
-    broken = TASKS["normal"].path(*views[10])
+    broken = views[10].path(TASKS["normal"])
     good = broken.read_bytes()
     broken.write_bytes(good[:200])
     status, line, folder = pack(copy)
     assert status == 2 and broken.name in line and not folder.exists()
     broken.write_bytes(good)
-    encode, read = TASKS["normal"].encode.__func__, []
-    monkeypatch.setattr(
-        "task_configs.ImageTask.encode", lambda *how: read.append(how[1]) or encode(*how)
-    )
+    encode, read = Encoded.read, []
+    monkeypatch.setattr(Encoded, "read", lambda data, *how: read.append(how) or encode(*how))
     status, line, folder = pack(copy)
     assert status == 0, line
-    # 8 views were on the disk; the first is looked at for the shapes
-    assert [p for p in read if "normal" in p.name] == [
-        TASKS["normal"].path(*view) for view in [views[0], *views[8:]]
+    # eight views were on the disk
+    assert [path for task, path, *_ in read if task.name == "normal"] == [
+        view.path(TASKS["normal"]) for view in views[8:]
     ]
     assert_equal(dataset(folder), dataset(copy))
     assert sorted(p.name for p in folder.iterdir()) == sorted(
@@ -98,10 +107,11 @@ def test_an_interrupted_packing_goes_on_where_it_stopped(pack, rooms, tmp_path, 
 
 
 def test_a_packing_begins_anew_where_a_packed_file_has_changed(pack, rooms, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.pack.CHECKPOINT", 4)
+    monkeypatch.setattr("scripts.pack.BATCH", 4)
+    monkeypatch.setattr("scripts.pack.CHECKPOINT", 1)
     copy = shutil.copytree(rooms, tmp_path / "copy")
     views = dataset(copy).views
-    broken, changed = (TASKS["normal"].path(*views[number]) for number in (10, 2))
+    broken, changed = (views[number].path(TASKS["normal"]) for number in (10, 2))
     good = broken.read_bytes()
     broken.write_bytes(good[:200])
     assert pack(copy)[0] == 2
@@ -119,6 +129,35 @@ def test_a_complete_pack_is_left_alone_and_another_is_not_overwritten(pack, room
     status, line, _ = pack(rooms, "--tasks=normal")
     assert status == 2 and f"{folder} is there already" in line
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_views_that_cannot_be_loaded_are_left_out_up_to_a_share(pack, rooms, tmp_path):
+    copy = shutil.copytree(rooms, tmp_path / "copy")
+    wanted = dataset(copy)
+    bad = [0, 3, 4, 9, 10, 11, 15]
+    for number in bad:
+        wanted.views[number].path(TASKS["normal"]).write_bytes(b"no image")
+    status, line, _ = pack(copy)
+    assert status == 2 and "more than --max-bad-fraction allows" in line
+    status, line, folder = pack(copy, "--max-bad-fraction=0.5")
+    assert status == 0 and line.endswith(f"{folder} (7 left out)")
+    wanted.views = [view for number, view in enumerate(wanted.views) if number not in bad]
+    assert_equal(dataset(folder), wanted)
+    assert pack(copy, "--max-bad-fraction=0.5")[1] == f"pack: {folder} is complete"
+
+
+def test_parts_of_the_data_stay_apart(pack, rooms, tmp_path):
+    tasks = [TASKS["rgb"], TASKS["normal"]]
+    for view in dataset(rooms, tasks=tasks).views:
+        for task in tasks:
+            part = "train" if view.building == "agate" else "val"
+            file = LAYOUTS["multimae split"](task, f"in {part}", view.name, part)
+            (tmp_path / "parts" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(view.path(task), tmp_path / "parts" / file)
+    status, line, folder = pack(tmp_path / "parts")
+    assert status == 0, line
+    assert split_buildings([folder]) == split_buildings([tmp_path / "parts"])
+    assert_equal(dataset(folder, tasks=tasks), dataset(tmp_path / "parts", tasks=tasks))
 
 
 def cut_off(folder):
@@ -139,7 +178,7 @@ def edit(**values):
     [
         (cut_off, "normal.npy is missing, damaged or cut off; make it anew"),
         (lambda folder: (folder / "normal.npy").unlink(), "normal.npy is missing, damaged"),
-        (edit(views=[["agate", "point_0_view_0"]]), "does not fit pack.json beside it"),
+        (edit(views=[["", "agate", "point_0_view_0"]]), "does not fit pack.json beside it"),
         (edit(version=7), "is a pack of version 7, not of 1; make it anew"),
         (edit(views=3), "pack.json is no index of a pack; make it anew"),
         (lambda folder: (folder / "pack.json").write_text("{"), "is no index of a pack"),
@@ -171,7 +210,7 @@ def test_other_sizes_and_augmentation_are_refused(pack, run, rooms, tmp_path):
         (("--tasks=norml",), "no task 'norml'; did you mean normal?"),
         (("--tasks=imagenet",), "no views under"),
         (("--num-workers=-1",), "--num-workers has to be 0 or more"),
-        (("--to=/proc/none",), "cannot write /proc/none"),
+        (("--to=/proc/none",), "cannot pack to /proc/.none.partial: No such"),
     ],
 )
 def test_what_cannot_be_packed_is_one_sentence(pack, rooms, arguments, sentence):

@@ -11,11 +11,12 @@ from energy import (
     loss_title,
     paths_for,
     perceptual_losses,
-    win_rate,
+    wins,
     yardstick_of,
 )
 from graph import TaskGraph
 from modules import ResNetClass
+from scripts.step import losses_of
 
 FILES = {torch.float32: "energy.json", torch.float64: "energy_float64.json"}
 INTENDED = "winrate_two_chosen_INTENDED(pre-1c7a187)"
@@ -144,7 +145,7 @@ def test_validation_call_and_win_rates(energy, compare):
     total = sum(losses[name].mean() for name in names)
     compare(energy.item("losses, validation"), total, golden["total"], rel=tolerance)
     for name in names[1:]:
-        rate = float(win_rate(losses[name], losses[yardstick_of(name)]))
+        rate = float(wins(losses[name], losses[yardstick_of(name)]).mean())
         # published: a rate of exactly 1 is not stored
         wanted = golden["running_stats"].get(name.removeprefix("percep_"), 1.0)
         compare(energy.item("win rates"), rate, wanted)
@@ -153,10 +154,11 @@ def test_validation_call_and_win_rates(energy, compare):
 def check_balance(energy: Energy, golden: dict, compare) -> None:
     """The balance over mae and the chosen losses; our gradients against the published ones."""
     names = ["mae", *(f"percep_{name}" for name in golden["chosen"])]
-    per_sample = evaluate_losses(energy.config, names, energy.sample(names))
-    losses = {name: loss.mean() for name, loss in per_sample.items()}
+    found = losses_of(energy.graph, energy.config, names, energy.batch)
+    losses = found.values
     parameters = dict(energy.graph.target.named_parameters())
-    gradients, weights, norms = balanced_gradient(losses, list(parameters.values()))
+    gradients = found.gradients(list(parameters.values()))
+    gradients, weights, norms = balanced_gradient(gradients, len(names))
     for name in names:
         text, tolerance = energy.item("gradient norms"), energy.tolerance("norms")
         compare(text, norms[name], golden["gradnorms"][name], rel=tolerance)

@@ -1,0 +1,103 @@
+"""Unpacks archives that came from elsewhere: nothing of them lands outside their folder."""
+
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from utils import UserError
+
+# An archive of images or weights hardly shrinks: what unpacks to far more is a bomb.
+LARGEST_RATIO, ALWAYS_ALLOWED = 20, 64 * 2**20
+BROKEN = (
+    OSError, EOFError, ValueError, RuntimeError, LookupError, zlib.error, tarfile.TarError,
+    zipfile.BadZipFile, OverflowError,
+)  # fmt: skip
+
+
+class Member(NamedTuple):
+    """A file in an archive. `open` gives its bytes."""
+
+    name: str
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+def unpack(archive: str | Path, folder: str | Path) -> int:
+    """Unpack a .tar (also compressed) or .zip into `folder`; returns the number of files.
+
+    Files of the same name are replaced, others stay. All is unpacked beside its place
+    first: where the archive is broken or refused (UserError), the folder is as before.
+    Refused are absolute names, "..", links and devices, and more than 20 times the
+    archive's own size.
+    """
+    archive, folder = Path(archive), Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".unpacking.", dir=folder))
+    except OSError as error:
+        raise UserError(f"cannot unpack into {folder}: {error.strerror}") from None
+    try:
+        names = _unpack_aside(archive, aside)
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / name, target)
+        return len(names)
+    except BROKEN as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot unpack {archive}: {reason}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _unpack_aside(archive: Path, aside: Path) -> list[str]:
+    left = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
+    names = []
+    for member in _members(archive):
+        _check_name(archive, member.name)
+        left -= member.size
+        if left < 0:
+            raise UserError(f"{archive} is refused: it unpacks to far more than its own size")
+        target = aside / member.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
+        if target.stat().st_size != member.size:
+            raise UserError(f"cannot unpack {archive}: {member.name} is cut off")
+        names.append(member.name)
+    return names
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    """The files of an archive; UserError for a member that is neither file nor folder."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            for entry in opened.infolist():
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    _refuse(archive, entry.filename, "it is a link")
+                if not entry.is_dir():
+                    yield Member(entry.filename, entry.file_size, lambda e=entry: opened.open(e))
+        return
+    with tarfile.open(archive) as opened:
+        for entry in opened:
+            if not entry.isreg() and not entry.isdir():
+                _refuse(archive, entry.name, "it is a link or a device")
+            if entry.isreg():
+                yield Member(entry.name, entry.size, lambda e=entry: opened.extractfile(e))
+
+
+def _check_name(archive: Path, name: str) -> None:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
+        _refuse(archive, name, "its name leads out of the folder")
+
+
+def _refuse(archive: Path, name: str, why: str) -> None:
+    raise UserError(f"{archive} is refused: {name!r} would be unsafe to unpack, {why}")

@@ -1,0 +1,169 @@
+"""A run's folder: what it was asked for, its states to go on from, how it is stopped."""
+
+import inspect
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from models import NO_CHECKPOINT, save_atomically
+from utils import UserError, write_atomically
+
+KEPT = 2  # states
+# What a resumed run may be asked for differently: it changes no result.
+FREE = {"resume", "results_dir", "visdom_server", "visdom_port", "num_workers", "quiet",
+        "save_every"}  # fmt: skip
+
+
+# ---- which folder -------------------------------------------------------------------
+
+
+def new_folder(results_dir: Path, name: str) -> Path:
+    """A new folder {name}_{time} in `results_dir`."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in range(1000):
+        folder = results_dir / f"{name}_{stamp}{f'-{number}' if number else ''}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from None
+        return folder
+    raise UserError(f"cannot make a new folder in {results_dir}")
+
+
+def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path:
+    """The folder of the run to go on with: the one named, or the last of that name."""
+    if isinstance(resume, str):
+        if not (Path(resume) / "run.json").is_file():
+            raise UserError(f"--resume {resume}: no run's folder (there is no run.json in it)")
+        return Path(resume)
+    if name is None:
+        raise UserError("--resume goes on with the last run of a configuration: which one? Name it,"
+                        " or the run's folder: --resume results/…")  # fmt: skip
+    runs = [file.parent for file in results_dir.glob("*/run.json")
+            if _read(file).get("config") == name]  # fmt: skip
+    if not runs:
+        raise UserError(f"--resume: no run of {name} in {results_dir}")
+    return max(runs, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
+
+
+def recorded_flags(folder: Path, asked: Mapping, main: Callable) -> dict:
+    """What the run was asked for, with what `asked` may change.
+
+    Raises UserError where it asks for something else than the run had.
+    """
+    recorded = _read(folder / "run.json")
+    if "arguments" not in recorded:
+        raise UserError(f"{folder} was made by a version that could not go on with a run")
+    flags = dict(recorded["arguments"])
+    free = FREE | ({"max_epochs"} if recorded["schedule"] == "constant" else set())
+    for name, parameter in inspect.signature(main).parameters.items():
+        value, before = asked[name], flags.get(name, parameter.default)
+        if value == parameter.default:
+            value = before
+        elif value != before and name not in free:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: the run in {folder} was begun with "
+                f"{'none' if before is None else before}; leave it out to go on with that run"
+            )
+        flags[name] = value
+    return flags
+
+
+def _read(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+
+
+# ---- states -------------------------------------------------------------------------
+
+
+def save_state(folder: Path, number: int, state: Mapping) -> None:
+    """Write a state, called by `number` (rising), and drop all but the last two.
+
+    Raises UserError where it cannot be written; those before it are as they were.
+    """
+    try:
+        save_atomically(folder / f"state_{number:09d}.pt", dict(state))
+    except UserError as error:
+        kept = ", ".join(file.name for file in _states(folder)) or "none"
+        raise UserError(f"{error} (states already saved: {kept}; --resume goes on)") from None
+    for old in _states(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> dict | None:
+    """The last state that can be read, None where there is none yet; says what it passes over.
+
+    Raises UserError where there are some and none can be read.
+    """
+    files = _states(folder)
+    for file in reversed(files):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, *NO_CHECKPOINT) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+            print(f"warning: passing over {file}, which cannot be read: {reason}")
+    if files:
+        raise UserError(f"none of the states in {folder} can be read")
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state_*.pt"))
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write plain values as JSON, atomically."""
+    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=1) + "\n"))
+
+
+# ---- being stopped ------------------------------------------------------------------
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT has come: calling it tells, `signal` which."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        return bool(self.signal)
+
+    @property
+    def status(self) -> int:
+        """The exit status by which shells and schedulers know the signal: 143 or 130."""
+        return 128 + self.signal
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Signals that would end the process set the flag first; a second one ends it at once."""
+    stop, process = Stop(), os.getpid()
+
+    def handle(number: int, frame: object) -> None:
+        if os.getpid() != process:  # a loading process: it ends with this one
+            return
+        if stop():
+            os._exit(128 + number)
+        stop.signal = number
+        name = signal.Signals(number).name
+        print(f"\n{name}: finishing the step and saving (again: quit at once)", file=sys.stderr)
+
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Fetch the checkpoints of the perceptual losses into models/.
+#
+#   XTC_MIRROR=https://host/folder tools/download_percep_models.sh [FOLDER]
+#
+# python -m scripts.download --help says what the mirror has to hold.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+exec "$python" -m scripts.download percep_models "$@"
