@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +43,37 @@ def clamp_maximum(x: Tensor, maximum: float) -> Tensor:
     return (x.float() / maximum).clamp(0, 1)
 
 
-def blur(x: Tensor, maximum: float, sigma: float = 2.0) -> Tensor:
+SIGMA = 2.0  # pixels, of the Gaussian in `blur`
+
+
+def blur(x: Tensor, maximum: float, sigma: float = SIGMA) -> Tensor:
     """Gaussian, then x^0.8 / maximum^0.8, clamped to [0, 1].
 
     The Gaussian runs on 32-bit integers, so each of its two passes truncates: so did
     the published one, and the published networks were trained on its output.
     """
-    smooth = ndimage.gaussian_filter(x[0].numpy(), sigma=sigma)
-    powered = torch.from_numpy(smooth).float()[None] ** 0.8
-    return (powered / maximum**0.8).clamp(0, 1)
+    return raise_to_power(smooth(x, sigma), maximum)
+
+
+def smooth(x: Tensor, sigma: float = SIGMA) -> Tensor:
+    """The Gaussian of `blur`: (1, S, S) int32 → the same."""
+    return torch.from_numpy(ndimage.gaussian_filter(x[0].numpy(), sigma=sigma))[None]
+
+
+def raise_to_power(x: Tensor, maximum: float) -> Tensor:
+    """The last step of `blur`, for integers from 0 in any shape.
+
+    A table gives each integer the same float wherever it stands: torch's own power can
+    differ in the last bit between the middle and the end of a tensor.
+    """
+    return torch.from_numpy(_powers(maximum).take(x.numpy(), mode="clip"))
+
+
+@cache
+def _powers(maximum: float) -> np.ndarray:
+    """raise_to_power of 0, 1, …, until it is 1 for good."""
+    x = torch.arange(16 * (int(maximum) // 16 + 2), dtype=torch.float32)
+    return (x**0.8 / maximum**0.8).clamp(0, 1).numpy()
 
 
 def sobel(x: Tensor) -> Tensor:
@@ -172,6 +194,21 @@ class ImageTask:
         cut out. `jitter` is applied to rgb alone. Raises one of READ_ERRORS for a file that
         cannot be read or is too large, ValueError for one in the wrong encoding.
         """
+        return self.decode(self.encode(path, image_size, crop, jitter))
+
+    def encode(
+        self,
+        path: str | Path,
+        image_size: int = 256,
+        crop: int | None = None,
+        jitter: ColourJitter | None = None,
+    ) -> Tensor:
+        """`load` up to its last, pointwise step: what `decode` takes, in few bytes.
+
+        (3, S, S) uint8 for 8-bit colours, (1, S, S) uint8 for labels, (1, S, S) int32 from
+        0 to 65535 for 16 bits. Where the transform ends in no pointwise step that is known
+        here (sobel, a transform of one's own), its result: (C, S, S) float32.
+        """
         with Image.open(path, formats=FORMATS) as file:
             check_size(file.size, image_size)
             image = self._as_encoded(file, path)
@@ -183,15 +220,31 @@ class ImageTask:
             image = jitter(image)
         how = TF.InterpolationMode.NEAREST if self.classes else TF.InterpolationMode.BILINEAR
         image = TF.center_crop(TF.resize(image, [image_size], how), [image_size, image_size])
-        if self.classes:
-            labels = torch.from_numpy(np.array(image, dtype=np.int64))
-            labels[labels >= self.classes] = 0
-            return F.one_hot(labels, self.classes).permute(2, 0, 1).float()
-        if image.mode == "I":
-            raw = torch.from_numpy(np.array(image, dtype=np.int32))[None]
+        deep = image.mode == "I"
+        raw = torch.from_numpy(np.array(image, np.int32))[None] if deep else TF.pil_to_tensor(image)
+        if self.classes or self._function in (identity, clamp_maximum):
+            values = raw
+        elif self._function is blur:
+            values = smooth(raw, self.transform.keywords.get("sigma", SIGMA))
         else:
-            raw = TF.to_tensor(image)
-        return self.transform(raw)[:3].contiguous()
+            values = self.transform(raw if deep else TF.to_tensor(image))
+        return values[:3].contiguous()
+
+    def decode(self, values: Tensor) -> Tensor:
+        """The last step of `load`: what `encode` gave, or a batch of it, → (…, C, S, S) float32."""
+        if self.classes:
+            labels = values[..., 0, :, :].long()
+            labels[labels >= self.classes] = 0
+            return F.one_hot(labels, self.classes).movedim(-1, -3).float()
+        if self._function is blur:
+            return raise_to_power(values, self.transform.keywords["maximum"])
+        if self._function not in (identity, clamp_maximum):
+            return values
+        return self.transform(values.float().div(255) if values.dtype == torch.uint8 else values)
+
+    @property
+    def _function(self) -> Callable:
+        return getattr(self.transform, "func", self.transform)
 
     def _as_encoded(self, image: Image.Image, path: str | Path) -> Image.Image:
         """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""
