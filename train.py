@@ -74,6 +74,7 @@ def main(
     data_dirs: list | None = None,
     split: str | None = None,
     allow_missing: bool = False,
+    max_bad_fraction: float = 0.01,
     models_dir: str | None = None,
     image_size: int | None = None,
     width: int | None = None,
@@ -120,6 +121,9 @@ def main(
             of the job's base folder, else the embedded rooms).
         split: a split file (default: the first of config/split*.txt that fits the data).
         allow_missing: go on where more than a tenth of the views lack a domain.
+        max_bad_fraction: stop where more than this share of the views seen cannot be loaded;
+            until then the next good view replaces one in training, and it is left out of
+            the others.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
             then the shipped rooms networks). A transfer's result is saved there.
         image_size: pixels of the images' side (default: what the checkpoints record).
@@ -152,6 +156,8 @@ def main(
             raise UserError(f"{flag} has to be more than 0, not {value}")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"--num-workers has to be 0 or more, not {num_workers}")
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"--max-bad-fraction is from 0 to 1, not {max_bad_fraction}")
     wanted = restricted(settings, perceptual)
     if not checked_k(k, wanted, mode) and (compare_direct or random_select or winrate):
         raise UserError(
@@ -177,7 +183,7 @@ def main(
     tasks = tasks_of(settings, losses, by_win_rate)
     parts = views_of(tasks, setting, split, allow_missing, fast, subset_size)
     realities = make_realities(
-        tasks, parts, setting, dataaug, batch_size, device, num_workers, seed
+        tasks, parts, setting, dataaug, batch_size, device, num_workers, seed, max_bad_fraction
     )
     steps = steps_per_epoch or default_steps(len(parts["train"]), batch_size)
 
@@ -207,6 +213,8 @@ def main(
     }  # fmt: skip
     _write_json(run / "run.json", record)
     logger = Logger(config, run / "log.jsonl", connect_visdom(job.name, visdom_server, visdom_port))
+    for reality in realities.values():
+        reality.record = logger.record
     pictures = Pictures(settings, realities, graph, logger, run)
 
     # ---- measure, train, measure ----
@@ -241,6 +249,9 @@ def main(
     elif not visualize:
         print(f"checkpoint: {checkpoint}")
     print(f"pictures:   {run}")
+    for reality in realities.values():
+        if reality.bad_files:
+            print(f"warning: {reality.bad_summary()}")
     return columns
 
 
@@ -354,7 +365,7 @@ class Training:
                 logger.update(self._title(name), loss)
             for name, yardstick in yardsticks.items():
                 won[name].append(win_rate(losses[name], losses[yardstick]) * len(losses[name]))
-        views = len(reality.dataset)
+        views = len(reality.dataset) - len(reality.bad_views)
         self.win_rates = {name: float(sum(parts)) / views for name, parts in won.items()}
         if self.win_rates:
             logger.record({"win rates": self.win_rates, "step": at})

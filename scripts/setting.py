@@ -287,6 +287,7 @@ def make_realities(
     device: torch.device,
     num_workers: int | None,
     seed: int,
+    max_bad_fraction: float = 0.0,
 ) -> dict[str, Reality]:
     realities = {}
     for part, views in parts.items():
@@ -300,7 +301,7 @@ def make_realities(
         else:
             data = TaskDataset(tasks, views, size, keep)
         realities[part] = Reality(
-            part, data, batch_size, device, workers, endless=part == "train", seed=seed
+            part, data, batch_size, device, workers, part == "train", seed, max_bad_fraction
         )
     return realities
 
