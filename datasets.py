@@ -328,6 +328,10 @@ class TaskDataset(Dataset):
             self._kept[view] = self._read(view)
         return self._kept[view]
 
+    def load_near(self, number: int) -> tuple[Tensor, ...]:
+        """The tensors of that view or, where it is bad, of the next good one."""
+        return first_good(lambda n: self.load(self.views[n]), number, len(self))[0]
+
     def _read(
         self, view: View, share: float | None = None, jitter: ColourJitter | None = None
     ) -> tuple[Tensor, ...]:
@@ -636,13 +640,14 @@ class Reality:
                 # A worker's error arrives with its traceback in front of the sentence.
                 sentence = str(error).strip().splitlines()[-1]
                 raise UserError(sentence.removeprefix("utils.UserError: ")) from None
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                # The end of a worker shows as the last two while it hands a batch over.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
+                reason = str(error).partition("\n")[0] or type(error).__name__
                 raise UserError(
                     f"a process that loads the {self.name} views was ended from outside, often for "
-                    f"lack of memory (fewer --num-workers or a smaller --batch-size need less): "
-                    f"{str(error).splitlines()[0]}"
+                    f"lack of memory (fewer --num-workers need less): {reason}"
                 ) from None
             if fetched is None:
                 return

@@ -23,7 +23,7 @@ DEEP = "depth_zbuffer", "edge_occlusion", "keypoints2d", "keypoints3d"  # 16-bit
 HOLE = 65535  # of depth; 0 is not a depth
 LENGTH_TOLERANCE = 0.1  # of a normal, from 1
 ODD_SHARE = 0.1  # of the pixels: below, it is the edges of things
-AXES_SHARE = 0.2  # how clearly depth and normals have to disagree
+AXES_AGREE = 0.5  # of normals with the slopes of depth: 0.93 and more in rooms and Taskonomy
 
 
 class Finding(NamedTuple):
@@ -165,7 +165,8 @@ def check_view(job: tuple[View, Sequence[str]]) -> Checked:
         if size != usual[0][0]:
             text = "{} × {} pixels, most of its view {} × {}".format(*size, *usual[0][0])
             findings[name].append(Finding("odd", str(view.path(TASKS[name])), text))
-    return Checked(findings, shares, _axes(pixels))
+    sound = {name: values for name, values in pixels.items() if not findings[name]}
+    return Checked(findings, shares, _axes(sound))
 
 
 def _read(path: str) -> tuple[np.ndarray, str]:
@@ -254,18 +255,19 @@ def _axes_finding(place: Place, checked: Iterable[Checked]) -> list[Finding]:
     if not found:
         return []
     axes = np.mean(found, axis=0)
-    straight, crossed = abs(axes[0, 0]) + abs(axes[1, 1]), abs(axes[0, 1]) + abs(axes[1, 0])
-    text = ""
-    if crossed > straight + AXES_SHARE:
-        text = "red and green are swapped"
-    elif axes[0, 0] < -AXES_SHARE:
-        text = "red points to the left"
-    elif axes[1, 1] < -AXES_SHARE:
-        text = "green points up"
-    elif straight < AXES_SHARE:
-        text = "red and green are not to the right and down"
+    if abs(axes[0, 1]) + abs(axes[1, 0]) > abs(axes[0, 0]) + abs(axes[1, 1]):
+        said = ["red and green are swapped"]
+    else:
+        ways = ("red", "right", "left"), ("green", "down", "up")
+        said = [
+            f"{colour} points {wrong} instead of {right}"
+            if agreement < -AXES_AGREE
+            else f"{colour} is not the axis that points {right}"
+            for (colour, right, wrong), agreement in zip(ways, axes.diagonal(), strict=True)
+            if agreement < AXES_AGREE
+        ]
     where = str(place.view("").path(TASKS["normal"]).parent)
-    return [Finding("odd", where, f"{text}, by the slopes of depth")] if text else []
+    return [Finding("odd", where, f"{text}, by the slopes of depth") for text in said]
 
 
 # ---- the report ---------------------------------------------------------------------

@@ -80,7 +80,7 @@ def _fixed_views(realities: list[Reality]) -> dict[str, Tensor]:
     for reality in realities:
         data = reality.dataset
         count = min(ROWS, len(data))
-        samples += [data.load(data.views[i * len(data) // count]) for i in range(count)]
+        samples += [data.load_near(i * len(data) // count) for i in range(count)]
     names = [task.name for task in realities[0].dataset.tasks]
     device = realities[0].device
     return {n: t.to(device) for n, t in zip(names, default_collate(samples), strict=True)}

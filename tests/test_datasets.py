@@ -1,5 +1,9 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -11,13 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import datasets
 from datasets import (
+    LAYOUTS,
+    BadView,
     EndlessSampler,
     ImageDataset,
     Reality,
     TaskDataset,
     TrainTaskDataset,
+    View,
     find_buildings,
+    find_layout,
+    find_places,
     find_views,
     split_buildings,
 )
@@ -44,6 +54,80 @@ def test_views_are_complete_and_sorted_naturally(rooms):
     assert len(buildings) == 4 and len(views) == 16
     numbers = [(view.building, *map(int, view.name.split("_")[1::2])) for view in views]
     assert numbers == sorted(numbers)
+
+
+# ---- layouts ------------------------------------------------------------------------
+
+
+def lay_out(rooms: Path, folder: Path, file, part=lambda building: "") -> Path:
+    """The rooms' files, linked to where `file` (a layout) puts them below `folder`."""
+    for building in find_buildings([rooms]):
+        for task in SOME:
+            for source in task.path(rooms, building, "x").parent.glob("*.png"):
+                view = source.name.removesuffix(f"_domain_{task.tag}.png")
+                path = folder / file(task, building, view, part(building))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(source, path)
+                (path.parent / f"._{path.name}").write_bytes(b"a Mac's")  # is no view
+    return folder
+
+
+@pytest.mark.parametrize("layout", [n for n in LAYOUTS if n != "one building"])
+def test_a_layout_is_found_by_looking(rooms, tmp_path, layout):
+    folder = lay_out(rooms, tmp_path / "data", LAYOUTS[layout], lambda b: "part")
+    (folder / "notes").mkdir()
+    assert find_layout(folder) == layout
+    buildings = find_buildings([folder])
+    assert buildings == find_buildings([rooms])
+    views, published = (find_views(SOME, [f], buildings) for f in (folder, rooms))
+    assert [(v.building, v.name) for v in views] == [(v.building, v.name) for v in published]
+    for ours, theirs in zip(views, published, strict=True):
+        for task in SOME:
+            assert os.path.samefile(ours.path(task), theirs.path(task))
+
+
+def test_the_folder_of_one_building_is_called_as_it_is(rooms, tmp_path):
+    building = find_buildings([rooms])[0]
+    one = lay_out(rooms, tmp_path / "all", LAYOUTS["buildings"]) / building
+    assert find_layout(one) == "one building" and find_buildings([one]) == [building]
+    assert len(find_views(SOME, [one], [building])) == 4
+    assert len(TaskDataset(SOME, find_views(SOME, [one], [building]), 16)[0]) == len(SOME)
+
+
+def test_a_layout_of_ones_own_is_one_function(rooms, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        LAYOUTS, "own", lambda t, b, v, p: f"of/{b}/{v}/{b}-{t.folder}{'.jpg' if p else '.png'}"
+    )
+    folder = lay_out(rooms, tmp_path, LAYOUTS["own"])
+    assert find_layout(folder) == "own" and len(find_buildings([folder])) == 4
+    assert len(find_views(SOME, [folder], find_buildings([folder]))) == 16
+
+
+def test_folders_train_and_val_are_the_split(rooms, tmp_path):
+    buildings = find_buildings([rooms])
+    part = dict(zip(buildings, ("val", "train", "train", "val"), strict=True))
+    folder = lay_out(rooms, tmp_path, LAYOUTS["multimae split"], part.get)
+    split = split_buildings([folder])
+    assert split["train"] == buildings[1:3] and split["val"] == [buildings[0], buildings[3]]
+    assert split["test"] == split["val"]
+    # a building in both would be in training and validation: then the folders are no split
+    for task in SOME:
+        source = folder / "train" / task.folder / buildings[1]
+        shutil.copytree(source, folder / "val" / task.folder / buildings[1])
+    assert not set(split_buildings([folder])["train"]) & set(split_buildings([folder])["val"])
+
+
+def test_names_of_any_form_are_sorted(tmp_path):
+    for name in ("x_1", "1_x", "²", "10", "9", "a"):
+        path = tmp_path / "rgb" / "home" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    views = find_views([TASKS["rgb"]], [tmp_path], ["home"])
+    assert [v.name for v in views if v.name.isascii() and v.name.isdigit()] == ["9", "10"]
+    assert len(views) == 6 and find_places(tmp_path)[0].layout == "raid"
+
+
+# ---- missing views, splits ----------------------------------------------------------
 
 
 def test_few_missing_are_reported_and_left_out(copy, capsys):
@@ -123,7 +207,8 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path):
 
 
 @pytest.mark.parametrize("task, mode", [("depth_zbuffer", "RGB"), ("depth_zbuffer", "L"),
-                                        ("rgb", "I;16"), ("normal", "I;16")])  # fmt: skip
+                                        ("rgb", "I;16"), ("normal", "I;16"), ("normal", "L"),
+                                        ("segment_semantic", "RGB")])  # fmt: skip
 def test_a_wrong_encoding_is_named(tmp_path, task, mode):
     file = tmp_path / "a.png"
     Image.new(mode, (32, 32)).save(file)
@@ -188,6 +273,47 @@ def test_reality_gives_every_view_once_by_name(rooms, workers):
     assert torch.equal(torch.cat([b["depth_zbuffer"] for b in batches]), expected)
 
 
+# ---- bad files ----------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def shrink(path: Path) -> None:
+    with Image.open(path) as image:
+        small = image.resize((48, 48))
+    small.save(path)
+
+
+def grey(path: Path) -> None:
+    Image.new("L", (64, 64)).save(path)
+
+
+def thin(path: Path) -> None:
+    Image.new("RGB", (60_000, 1)).save(path)
+
+
+SPOILT = {
+    "truncated": truncate, "no image": lambda p: p.write_bytes(b"<html>"), "wrong size": shrink,
+    "wrong mode": grey, "vanished": Path.unlink, "thin": thin,
+    "empty": lambda p: p.write_bytes(b""),
+    "folder": lambda p: (p.unlink(), p.mkdir()),
+}  # fmt: skip
+
+
+@pytest.fixture
+def spoilt(copy):
+    """A copy of the rooms with a file spoilt in each of the ways, and which views those are."""
+    views = find_views(SOME, [copy], find_buildings([copy]))
+    bad = {}
+    for number, (how, spoil) in enumerate(SPOILT.items()):
+        task = SOME[1 + number % 2]
+        spoil(views[2 * number].path(task))
+        bad[str(views[2 * number].path(task))] = how
+    return views, bad
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_file_is_named_in_one_sentence(copy, workers):
     broken = first_file(copy, TASKS["normal"])
@@ -196,6 +322,121 @@ def test_a_broken_file_is_named_in_one_sentence(copy, workers):
     with pytest.raises(UserError) as caught:
         list(Reality("val", TaskDataset(SOME, views, 16), 4, num_workers=workers))
     assert broken.name in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_all_bad_files_of_a_view_are_named(copy):
+    views = find_views(SOME, [copy], find_buildings([copy]))
+    truncate(views[0].path(SOME[0]))
+    shrink(views[0].path(SOME[2]))
+    with pytest.raises(BadView, match="1 more of its view too") as caught:
+        TaskDataset(SOME, views, 16)[0]
+    assert list(caught.value.files) == [str(views[0].path(t)) for t in SOME[::2]]
+
+
+def test_bad_training_views_are_replaced_whatever_the_number_of_workers(spoilt, capsys):
+    views, bad = spoilt
+    runs = []
+    for workers in (0, 2):
+        data = TrainTaskDataset(SOME, views, 16, augment=True, seed=5)
+        recorded = []
+        reality = Reality("train", data, 4, num_workers=workers, endless=True, seed=5,
+                          max_bad_fraction=0.5)  # fmt: skip
+        reality.record = recorded.append
+        batches = [batch for batch, _ in zip(reality, range(8), strict=False)]
+        assert set(reality.bad_files) == set(bad) and len(reality.bad_views) == 8
+        assert {entry["bad file"] for entry in recorded} == set(bad) and len(recorded) == 8
+        assert all(len(batch["rgb"]) == 4 for batch in batches)
+        printed = capsys.readouterr().err
+        assert all(printed.count(f"cannot load {path}: ") == 1 for path in bad)
+        runs.append((batches, list(reality.bad_files)))
+    assert runs[0][1] == runs[1][1]
+    for ours, theirs in zip(runs[0][0], runs[1][0], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_next_view_takes_the_place_of_a_bad_one(spoilt):
+    views, _ = spoilt
+    data = TrainTaskDataset(SOME, views, 16)
+    reality = Reality("train", data, 1, endless=True, seed=2, max_bad_fraction=1)
+    for batch, (draw, number) in zip(reality, EndlessSampler(16, 2), strict=False):
+        expected = data[draw, number + 1 - number % 2]  # the even ones are bad
+        assert all(torch.equal(b[0], e) for b, e in zip(batch.values(), expected, strict=True))
+        if draw == 15:
+            break
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_views_of_validation_are_left_out(spoilt, workers):
+    views, bad = spoilt
+    reality = Reality("val", TaskDataset(SOME, views, 16), 3, num_workers=workers,
+                      max_bad_fraction=0.5)  # fmt: skip
+    good = [v for v in views if str(v.path(SOME[1])) not in bad and str(v.path(SOME[2])) not in bad]
+    expected = torch.stack([TaskDataset(SOME, good, 16)[i][0] for i in range(8)])
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch["rgb"] for batch in reality]), expected)
+    assert len(reality.bad_views) == 8
+    assert "8 of 16 val views cannot be loaded" in reality.bad_summary()
+
+
+def test_too_many_bad_views_stop_with_their_list(spoilt):
+    views, bad = spoilt
+    reality = Reality("val", TaskDataset(SOME, views, 16), 4, max_bad_fraction=0.49)
+    with pytest.raises(
+        UserError, match="8 of 16 val views.*more than --max-bad-fraction"
+    ) as caught:
+        list(reality)
+    assert all(path in str(caught.value) for path in bad)
+
+
+def test_few_views_seen_do_not_count_as_few(spoilt):
+    views, _ = spoilt
+    many = views[1:2] * 990 + views[:1] + views[1:2] * 2000  # one bad of 2991, the 991st
+    data = TaskDataset(SOME, many, 16, keep=True)
+    assert sum(len(b["rgb"]) for b in Reality("val", data, 64, max_bad_fraction=0.001)) == 2990
+    with pytest.raises(UserError, match="1 of 2991"):
+        list(Reality("val", data, 64, max_bad_fraction=0.0009))
+
+
+def test_a_hundred_bad_views_in_a_row_are_no_accident(spoilt, monkeypatch):
+    views, _ = spoilt
+    monkeypatch.setattr(datasets, "TRIES", 3)
+    data = TrainTaskDataset(SOME, [views[0]] * 16, 16)
+    with pytest.raises(UserError, match="3 views in a row cannot be loaded; cannot load"):
+        next(iter(Reality("train", data, 2, endless=True, max_bad_fraction=1)))
+
+
+def test_a_killed_worker_is_named_in_one_sentence(rooms):
+    views = find_views(SOME, [rooms], find_buildings([rooms]))
+    data = TrainTaskDataset(SOME, views, 16)
+    batches = iter(Reality("train", data, 2, num_workers=1, endless=True))
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="loads the train views was ended") as caught:
+        for _ in range(50):
+            next(batches)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_what_would_fill_the_memory_is_refused(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="too long and thin"):
+        TASKS["rgb"].load(tmp_path / "a.png", 256)
+    header = bytearray((tmp_path / "a.png").read_bytes())
+    header[16:24] = (9000).to_bytes(4, "big") * 2  # a header that claims 81 million pixels
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(header)
+    with pytest.raises(ValueError, match="9000 × 9000 pixels are more than"):
+        TASKS["rgb"].load(tmp_path / "a.png", 256)
+
+
+def test_a_format_that_starts_another_program_is_not_read(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    view = View(tmp_path, "b", "v")
+    assert view.path(TASKS["rgb"]) == TASKS["rgb"].path(tmp_path, "b", "v")
+    with pytest.raises(UserError, match="no image that is read here"):
+        ImageDataset(tmp_path / "a.png", 16)[0]
 
 
 def test_image_folder_in_order_of_names(tmp_path):

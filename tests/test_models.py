@@ -1,8 +1,10 @@
 import io
 import pickle
+import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models import find_scale, load_network, make_optimizer, read_weights, save_network
 from modules import UNet
@@ -111,3 +113,47 @@ def test_scale_of_a_folder(tmp_path, network):
 def test_optimizer_is_the_published_one(network):
     group = make_optimizer(network.parameters()).param_groups[0]
     assert (group["lr"], group["weight_decay"], group["amsgrad"]) == (3e-5, 2e-6, True)
+
+
+# ---- safetensors, hostile files -----------------------------------------------------
+
+
+def test_safetensors_load_with_their_metadata(tmp_path, network):
+    made = {"image_size": "32", "width": "8", "maker": "someone"}
+    weights = {f"module.{name}": value.half() for name, value in network.state_dict().items()}
+    save_file(weights, tmp_path / "a.safetensors", metadata=made)
+    save_file(network.state_dict(), tmp_path / "b.pth")
+    record = load_network(ROW.build(SCALE), tmp_path / "a.safetensors", SCALE)
+    assert record == {"image_size": 32, "width": 8, "maker": "someone"}
+    fresh = ROW.build(SCALE)
+    load_network(fresh, tmp_path / "b.pth")
+    assert same(fresh.state_dict(), network.state_dict())
+    with pytest.raises(UserError, match="trained at image size 32, width 8"):
+        load_network(ROW.build(Scale(64, 8)), tmp_path / "a.safetensors", Scale(64, 8))
+
+
+def test_broken_safetensors_are_refused(tmp_path, network):
+    path = tmp_path / "a.safetensors"
+    save_file(network.state_dict(), path, metadata={"width": "wide"})
+    with pytest.raises(UserError, match="a.safetensors"):
+        read_weights(path)
+    whole = path.read_bytes()
+    for content in (whole[:500], whole[:-9], whole[:8] + b"{" * 90, whole[:9]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a.safetensors"):
+            read_weights(path)
+
+
+def test_weights_that_would_fill_the_memory_are_refused(tmp_path, network):
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "expanded.pth")
+    with pytest.raises(UserError, match="a claims more numbers than the file holds"):
+        read_weights(tmp_path / "expanded.pth")
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as source,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in source.infolist():
+            packed.writestr(entry.filename, source.read(entry))
+    with pytest.raises(UserError, match="packed.pth.* would unpack to 4"):
+        read_weights(tmp_path / "packed.pth")

@@ -1,0 +1,120 @@
+"""Archives from elsewhere: what is good is unpacked, what is hostile leaves nothing."""
+
+import io
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scripts.archives import unpack
+from utils import UserError
+
+
+def tar_of(path: Path, *members: tarfile.TarInfo | tuple[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for member in members:
+            if isinstance(member, tuple):
+                name, content = member
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                archive.addfile(member)
+    return path
+
+
+def zip_of(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], how=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def zip_link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+@pytest.mark.parametrize("form", ["w", "w:gz", "w:xz", "zip"])
+def test_good_archives_are_unpacked_over_what_is_there(tmp_path, form):
+    members = [("rgb/a.png", b"1"), ("./rgb/b.png", b"2" * 5000), ("c", b"")]
+    if form == "zip":
+        archive = zip_of(tmp_path / "a", ("rgb/", b""), *members)
+    else:
+        archive = tar_of(tmp_path / "a", special("rgb", tarfile.DIRTYPE), *members, mode=form)
+    folder = tmp_path / "to"
+    (folder / "rgb").mkdir(parents=True)
+    (folder / "rgb" / "a.png").write_bytes(b"old")
+    (folder / "own").write_bytes(b"own")
+    assert unpack(archive, folder) == 3
+    expected = {"rgb/a.png": b"1", "rgb/b.png": b"2" * 5000, "c": b"", "own": b"own"}
+    assert files(folder) == expected
+
+
+EVIL_NAMES = ["../evil", "/tmp/xtc-evil", "a/../../evil", "..\\evil", "C:\\evil", "a/.."]
+
+
+@pytest.mark.parametrize("name", EVIL_NAMES)
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_names_that_lead_out_are_refused(tmp_path, make, name):
+    archive = make(tmp_path / "a", ("good", b"1"), (name, b"evil"))
+    with pytest.raises(UserError, match="refused: .* unsafe to unpack"):
+        unpack(archive, tmp_path / "to" / "here")
+    assert set(files(tmp_path)) == {"a"} and not Path("/tmp/xtc-evil").exists()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [[special("l", tarfile.SYMTYPE, ".."), ("l/evil", b"evil")],
+     [special("l", tarfile.SYMTYPE, "/etc/passwd")], [special("l", tarfile.LNKTYPE, "../a")],
+     [special("p", tarfile.FIFOTYPE)], [special("d", tarfile.CHRTYPE)]],
+    ids=["link to a folder", "link to a file", "hard link", "pipe", "device"],
+)  # fmt: skip
+def test_links_and_devices_are_refused(tmp_path, members):
+    archive = tar_of(tmp_path / "a", ("good", b"1"), *members)
+    with pytest.raises(UserError, match="a link or a device"):
+        unpack(archive, tmp_path / "to")
+    assert set(files(tmp_path)) == {"a"}
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    archive = zip_of(tmp_path / "a", (zip_link("l"), b"/etc/passwd"))
+    with pytest.raises(UserError, match="it is a link"):
+        unpack(archive, tmp_path / "to")
+
+
+def test_bombs_are_refused(tmp_path):
+    zeros = b"\0" * (80 * 2**20)
+    bombs = [zip_of(tmp_path / "a.zip", ("zeros", zeros), how=zipfile.ZIP_DEFLATED),
+             tar_of(tmp_path / "a.tgz", ("zeros", zeros), mode="w:gz")]  # fmt: skip
+    for bomb in bombs:
+        with pytest.raises(UserError, match="far more than its own size"):
+            unpack(bomb, tmp_path / "to")
+    assert not files(tmp_path / "to")
+
+
+def test_broken_archives_leave_the_folder_as_it_was(tmp_path):
+    whole = tar_of(tmp_path / "a", ("a", b"1" * 3000), ("b", b"2" * 3000)).read_bytes()
+    squeezed = tar_of(tmp_path / "b", ("a", bytes(range(256)) * 99), mode="w:gz").read_bytes()
+    zipped = zip_of(tmp_path / "c", ("a", b"1" * 3000)).read_bytes()
+    for content in (whole[:5000], squeezed[:-60], zipped[:2000], zipped[:-4], b"", b"<html>"):
+        (tmp_path / "broken").write_bytes(content)
+        with pytest.raises(UserError, match="broken"):
+            unpack(tmp_path / "broken", tmp_path / "to")
+        assert not list((tmp_path / "to").iterdir())
+    with pytest.raises(UserError, match="cannot unpack .*absent"):
+        unpack(tmp_path / "absent", tmp_path / "to")
