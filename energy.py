@@ -274,7 +274,7 @@ def balance(norms: Mapping[str, Tensor | float], direct: str = "mae") -> dict:
 
 def balanced_gradient(
     losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], direct: str = "mae"
-) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor | float]]:
     """Gradient of the balanced sum of scalar losses: (gradients, weights, norms).
 
     One backward pass a loss: its gradient gives both the norm (mean over parameters of
@@ -284,16 +284,15 @@ def balanced_gradient(
     the direct loss and 1 for others. No value leaves the device.
     """
     count = sum(p.numel() for p in parameters)
-    norms: dict[str, Tensor] = {}
+    norms: dict[str, Tensor | float] = {}
     plain = [torch.zeros_like(p) for p in parameters]
     scaled = [torch.zeros_like(p) for p in parameters]
     for position, (name, loss) in enumerate(losses.items(), start=1):
-        gradient = torch.autograd.grad(
+        found = torch.autograd.grad(
             loss, parameters, retain_graph=position < len(losses), allow_unused=True
         )
         gradient = [
-            torch.zeros_like(p) if g is None else g
-            for g, p in zip(gradient, parameters, strict=True)
+            torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
         ]
         norms[name] = sum(g.abs().sum() for g in gradient) / count
         factor = max(1, len(losses) - 1) if name == direct else 1

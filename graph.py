@@ -33,8 +33,10 @@ class TaskGraph(nn.Module):
 
     @property
     def target(self) -> nn.Module:
-        """The one network that trains."""
-        return self.networks[self._names[self.target_edge]]
+        """The one network that trains. UserError in a graph without one."""
+        if self.target_edge is None:
+            raise UserError("the graph has no network that trains")
+        return self._network(self.target_edge)
 
     def train(self, mode: bool = True) -> "TaskGraph":
         super().train(False)
@@ -59,7 +61,7 @@ class TaskGraph(nn.Module):
                         raise UserError(f"the batch has no {path[0]} (it has: {', '.join(batch)})")
                     values[path] = batch[path[0]]
                 else:
-                    values[path] = self._network(path[-2:])(value(path[:-1]))
+                    values[path] = self._network((path[-2], path[-1]))(value(path[:-1]))
             return values[path]
 
         return {name: value(tuple(path)) for name, path in paths.items()}

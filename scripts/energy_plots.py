@@ -1,6 +1,7 @@
 """The plots of the energy programs, each as PDF and PNG."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ NAMED = 12  # queries that a legend names; of more it gives the number alone
 def save_figure(figure, stem: Path) -> None:
     """Write {stem}.pdf and {stem}.png."""
     for kind in ("pdf", "png"):
-        path = stem.parent / f"{stem.name}.{kind}"
-        write_atomically(path, lambda name, kind=kind: figure.savefig(name, format=kind, dpi=150))
+        save = partial(figure.savefig, format=kind, dpi=150)
+        write_atomically(stem.parent / f"{stem.name}.{kind}", save)
 
 
 def plot_energy(

@@ -63,7 +63,7 @@ def forward_only(device: torch.device, precision: str = "float32") -> Iterator[N
     float32 is exact on every device: on a GPU cuDNN would otherwise round its inputs to
     TensorFloat-32. The faster ones are for those who ask.
     """
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     dtype = PRECISIONS[precision]
     try:
@@ -94,8 +94,8 @@ def settle_measuring(
     """
     models = Path(models_dir) if models_dir is not None else job.models_dir
     shipped = find_scale(SHIPPED, TRANSFERS.values())
-    stand_in = models_dir is None and shipped and not find_scale(models, TRANSFERS.values())
-    if stand_in:
+    stand_in = models_dir is None and not find_scale(models, TRANSFERS.values())
+    if stand_in and shipped:
         image_size, width = image_size or shipped.image_size, width or shipped.width
         if data_dirs is not None or not labelled:
             print(
@@ -104,7 +104,7 @@ def settle_measuring(
             )
     if labelled:
         return settle(job, data_dirs, models_dir, image_size, width, quiet)
-    if not models.is_dir() and not stand_in:
+    if not models.is_dir() and not (stand_in and shipped):
         raise UserError(f"no models folder {models}")
     default = find_scale(models, TRANSFERS.values()) or Scale()
     scale = Scale(image_size or default.image_size, width or default.width)
