@@ -66,7 +66,7 @@ def help_text(main: Callable, program: str) -> str:
     texts = {name: " ".join(t.split()) for name, t in (e.split(": ", 1) for e in entries)}
     words, flags = [], []
     for name, parameter in inspect.signature(main).parameters.items():
-        default, text = parameter.default, texts[name]
+        default, text = parameter.default, texts.get(name, "")
         if default is not None and default is not False and "default" not in text:
             text = f"{text.removesuffix('.')} (default: {default})."
         if parameter.kind is not parameter.KEYWORD_ONLY:
