@@ -32,6 +32,9 @@ RUN --mount=type=cache,target=/root/.cache/uv \
                 --requirement /tmp/requirements.txt ;; \
       *) echo "TORCH is cuda or cpu, not ${TORCH}" >&2; exit 1 ;; \
     esac
+# Visdom fetches the scripts of its page at its first start, into a folder that only root may
+# write to: so they are fetched here.
+RUN .venv/bin/python -c 'from visdom.server.build import download_scripts; download_scripts()'
 
 # ---- the image ----
 # hadolint ignore=DL3006

@@ -59,7 +59,7 @@ def find_views(
     Prints what is missing where. Raises UserError where no view is complete, and,
     unless `allow_missing`, where more than a tenth of the views lack a domain.
     """
-    views, seen, missing = [], 0, Counter()
+    views, seen, missing = [], 0, Counter[str]()
     for data_dir in map(Path, data_dirs):
         for building in buildings:
             names = {task: _view_names(task, data_dir, building) for task in tasks}
@@ -212,7 +212,7 @@ class TrainTaskDataset(TaskDataset):
         self.augment = augment
         self.seed = seed
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, ...]:  # type: ignore[override]
         draw, number = index
         view = self.views[number]
         if not self.augment:
@@ -229,8 +229,8 @@ def draw_jitter(rng: random.Random) -> ColourJitter:
     """One draw of the published colour jitter."""
     order = rng.sample(range(4), 4)
     *factors, hue = JITTER
-    drawn = [rng.uniform(1 - factor, 1 + factor) for factor in factors]
-    return ColourJitter(tuple(order), *drawn, rng.uniform(-hue, hue))
+    brightness, contrast, saturation = (rng.uniform(1 - f, 1 + f) for f in factors)
+    return ColourJitter(tuple(order), brightness, contrast, saturation, rng.uniform(-hue, hue))
 
 
 class ImageDataset(Dataset):

@@ -36,7 +36,7 @@ class TaskGraph(nn.Module):
         """The one network that trains. UserError in a graph without one."""
         if self.target_edge is None:
             raise UserError("the graph has no network that trains")
-        return self._network(self.target_edge)
+        return self.network(self.target_edge)
 
     def train(self, mode: bool = True) -> "TaskGraph":
         super().train(False)
@@ -61,7 +61,7 @@ class TaskGraph(nn.Module):
                         raise UserError(f"the batch has no {path[0]} (it has: {', '.join(batch)})")
                     values[path] = batch[path[0]]
                 else:
-                    values[path] = self._network((path[-2], path[-1]))(value(path[:-1]))
+                    values[path] = self.network((path[-2], path[-1]))(value(path[:-1]))
             return values[path]
 
         return {name: value(tuple(path)) for name, path in paths.items()}
@@ -70,7 +70,8 @@ class TaskGraph(nn.Module):
         """Whether the graph holds the network of that edge."""
         return tuple(edge) in self._names
 
-    def _network(self, edge: Edge) -> nn.Module:
+    def network(self, edge: Edge) -> nn.Module:
+        """The network of that edge; UserError naming the edges that start alike."""
         if edge not in self._names:
             targets = [target for source, target in self._names if source == edge[0]]
             raise UserError(

@@ -123,7 +123,7 @@ class VisdomWindows:
         self._drawn.add(feature)
         options = {"title": feature, "xlabel": "step", "ylabel": "loss", "showlegend": True}
         if first:
-            how = {"opts": options | {"legend": [line]}}
+            how: dict = {"opts": options | {"legend": [line]}}
         else:
             how = {"opts": options, "name": line, "update": "append"}
         self._send("line", {"X": np.array([at]), "Y": np.array([value]), "win": feature, **how})
@@ -214,7 +214,7 @@ def _cells(values: Tensor, cell: int) -> Tensor:
     return F.interpolate(values, size=size, mode="nearest" if factor >= 1 else "area")
 
 
-def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont:
+def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The largest font, from what Pillow brings, in which the text fits."""
     for size in range(int(height * 0.7), 6, -1):
         font = ImageFont.load_default(size)

@@ -137,6 +137,7 @@ def main(
     # ---- what was asked for ----
     row = transfer_by_name(config) if config else None
     settings = configuration(config)
+    assert config is not None  # configuration() has refused that
     transfer = TRANSFERS[settings["paths"]["n(x)"]]
     init = init or ("scratch" if row else "baseline")
     one_of("--mode", mode, ("winrate", "standard"))
@@ -224,7 +225,7 @@ def main(
 
     if not visualize:
         training.fit(graph, realities, logger, after_epoch=lambda: (
-            keep(), pictures.draw(graph, "", "latest")))  # fmt: skip
+            keep(), pictures.draw(graph, "", "latest")))  # type: ignore[func-returns-value]  # fmt: skip
         columns["trained"] = measured()
         if compare_direct:
             graph.target.load_state_dict(start)
@@ -331,8 +332,9 @@ class Training:
         if self.mode == "winrate":
             gradients, weights, _ = balanced_gradient(losses, parameters)
         else:
-            gradients = torch.autograd.grad(sum(losses.values()), parameters)
-            weights = dict.fromkeys(losses, 1.0)
+            total: Tensor = sum(losses.values())  # type: ignore[assignment]
+            gradients = list(torch.autograd.grad(total, parameters))
+            weights = dict.fromkeys(losses, torch.ones(()))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()

@@ -61,7 +61,7 @@ def help_text(main: Callable, program: str) -> str:
 
     A flag's default stands behind its text unless that names one.
     """
-    description, _, arguments = inspect.getdoc(main).partition("\nArgs:\n")
+    description, _, arguments = (inspect.getdoc(main) or "").partition("\nArgs:\n")
     entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
     texts = {name: " ".join(t.split()) for name, t in (e.split(": ", 1) for e in entries)}
     words, flags = [], []

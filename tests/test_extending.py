@@ -1,4 +1,4 @@
-"""The files of docs/extending.md run as they stand there, with the commands beside them."""
+"""The files of README.md and docs/extending.md run as they stand there, by their commands."""
 
 import re
 import runpy
@@ -17,9 +17,10 @@ import transfers
 from models import save_network
 from utils import ROOT
 
-TEXT = (ROOT / "docs" / "extending.md").read_text()
+README = (ROOT / "README.md").read_text()
+TEXT = README + (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(r"^    python (\w+\.py .*)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^    python (my_\w+\.py .*)$", TEXT, re.MULTILINE)
 
 
 @pytest.fixture
@@ -62,6 +63,26 @@ def test_an_example_trains_by_its_command(run, example, more_networks, command):
     assert "direct L1" in output
     (folder,) = results.iterdir()
     assert list(folder.glob("*.pth"))
+
+
+def test_the_graph_in_python():
+    (code,) = re.findall(r"^```python\n(import .*?)^```$", README, re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert {n: tuple(v.shape) for n, v in names["values"].items()} == {
+        "n(x)": (1, 3, 64, 64), "f(n(x))": (1, 3, 64, 64)
+    }  # fmt: skip
+
+
+def test_the_table_of_networks():
+    """Channels, mask values, halvings and files in the README are those of the tables."""
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\w.]+) \| (\d), `(.*)` \|$", README, re.MULTILINE)
+    assert len(rows) == 7
+    for name, channels, mask, halvings, file in rows:
+        task, row = task_configs.TASKS[name], transfers.TRANSFERS["rgb", name]
+        assert (task.channels, row.downsample, row.checkpoint) == (
+            int(channels), int(halvings), file)  # fmt: skip
+        assert task.mask_value == (-1 if mask == "none" else float(mask))
 
 
 def test_a_domain_with_files_of_its_own(example, tmp_path):
