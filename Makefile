@@ -1,13 +1,17 @@
 # Two commands do everything, set-up included:
 #   make train   the main job on the embedded data
 #   make test    the tests
+# and for those who change something:
+#   make check      what the submission of a change runs
+#   make test-all   the slow tests too
+#   make docs-test  every command of the documents, in a fresh clone
 
 UV_VERSION := 0.13.8
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: train test test-all lint check setup requirements clean
+.PHONY: train test test-all docs-test lint typecheck check setup requirements clean
 
 setup: $(INSTALLED)
 
@@ -20,11 +24,18 @@ test: setup
 test-all: setup
 	$(PYTHON) -m pytest -n auto
 
+docs-test: setup
+	$(PYTHON) -m tests.docs_walk
+
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/hadolint Dockerfile
 
-check: test lint
+typecheck: setup
+	.venv/bin/mypy
+
+check: lint typecheck test
 
 $(INSTALLED): uv.lock pyproject.toml
 	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }
@@ -36,4 +47,4 @@ requirements: setup
 	$(UV) export --frozen --no-dev --no-hashes --no-emit-project --output-file requirements.txt
 
 clean:
-	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .uv .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -183,7 +183,7 @@ def find_views(
     Prints what is missing where. Raises UserError where no view is complete, and,
     unless `allow_missing`, where more than a tenth of the views lack a domain.
     """
-    views, seen, missing = [], 0, Counter()
+    views, seen, missing = [], 0, Counter[str]()
     for place in _places_of(data_dirs, buildings):
         names = {task: place.view_names(task) for task in tasks}
         union = set().union(*names.values())

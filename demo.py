@@ -82,7 +82,9 @@ def main(
         quiet: no progress bar.
     """
     # ---- what was asked for ----
-    one_of("--task", str(task), tuple(TARGETS))
+    if task is None:
+        raise UserError(f"--task is {' or '.join(TARGETS)}")
+    one_of("--task", task, tuple(TARGETS))
     if img_path is None:
         raise UserError("--img_path names an image, or a folder of images")
     if batch_size is not None and batch_size < 1:
@@ -222,16 +224,14 @@ def load_predictor(
         raise UserError("--model rooms are those shipped with the project: no --models-dir")
     folder = Path(models_dir) if models_dir is not None else read_job().models_dir
     target = TARGETS[task]
-    lacking = [v for v in variants if find_checkpoint([folder], target, v) is None]
-    missing = ", ".join(checkpoint_names(target, variant)[0] for variant in lacking)
-    stands_in = model is None and models_dir is None and bool(lacking)
+    paths = _checkpoints(folder, target, variants)
+    missing = _names_of_missing(paths, target, variants)
+    stands_in = model is None and models_dir is None and bool(missing)
     if stands_in or model == "rooms":
         folder = SHIPPED
-        lacking = [v for v in variants if find_checkpoint([folder], target, v) is None]
-    if lacking:
-        names = ", ".join(checkpoint_names(target, variant)[0] for variant in lacking)
-        raise UserError(f"no {names} in {folder}: {_ways(task)}")
-    paths = {v: find_checkpoint([folder], target, v) for v in variants}
+        paths = _checkpoints(folder, target, variants)
+    if lacking := _names_of_missing(paths, target, variants):
+        raise UserError(f"no {lacking} in {folder}: {_ways(task)}")
     scales = {scale_of(path) for path in paths.values()}
     if len(scales) > 1:
         raise UserError(f"{', '.join(map(str, paths.values()))} are of different scales")
@@ -249,6 +249,15 @@ def load_predictor(
         )
     multiple = 2 ** scale.depth(transfer.downsample)
     return Predictor(networks, scale, multiple, device, note, stands_in)
+
+
+def _checkpoints(folder: Path, target: str, variants: Sequence[str]) -> dict[str, Path]:
+    """Those of the variants' checkpoints that the folder has."""
+    return {v: path for v in variants if (path := find_checkpoint([folder], target, v))}
+
+
+def _names_of_missing(paths: dict[str, Path], target: str, variants: Sequence[str]) -> str:
+    return ", ".join(checkpoint_names(target, v)[0] for v in variants if v not in paths)
 
 
 def _ways(task: str) -> str:

@@ -63,7 +63,7 @@ class TaskGraph(nn.Module):
                         raise UserError(f"the batch has no {path[0]} (it has: {', '.join(batch)})")
                     values[path] = batch[path[0]]
                 else:
-                    values[path] = self.network(path[-2:])(value(path[:-1]))
+                    values[path] = self.network((path[-2], path[-1]))(value(path[:-1]))
             return values[path]
 
         return {name: value(tuple(path)) for name, path in paths.items()}

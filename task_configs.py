@@ -140,6 +140,8 @@ class ImageTask:
     """One domain. Equal to another of the same name, and to nothing else.
 
     `folder` and `tag` are the domain's names in paths, the task's own unless given.
+    `deep` tells whether its files are 16-bit grey (default: where it has one channel) or
+    8-bit colour; `transform` takes their values, integers or [0, 1], to the domain's.
     `mask_value` marks invalid pixels after loading (−1: there are none). `variance`
     scales the error map's squared error. `blur_radius` blurs the image file first.
     """
@@ -153,6 +155,7 @@ class ImageTask:
     transform: Callable[[Tensor], Tensor] = identity
     blur_radius: float = 0.0
     classes: int = 0
+    deep: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.folder or self.name)
@@ -249,11 +252,12 @@ class ImageTask:
     def _as_encoded(self, image: Image.Image, path: str | Path) -> Image.Image:
         """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""
         deep = image.mode.startswith("I")
+        expected = self.channels == 1 if self.deep is None else self.deep
         if self.classes:
             if not deep and image.mode not in ("L", "P"):
                 raise ValueError(f"{path}: {self.name} is an 8-bit PNG of labels, not {image.mode}")
             return image.convert("L") if image.mode != "P" else image.copy()
-        if self.channels == 1 and self.transform is not sobel:
+        if expected:
             if not deep:
                 raise ValueError(f"{path}: {self.name} is a 16-bit grey PNG, not {image.mode}")
             # "I;16" would reach the tensor as int16, where 65535 is −1 and all above
@@ -284,7 +288,7 @@ TASKS = _table(
     ImageTask("segment_semantic", channels=16, tag="segmentsemantic", classes=16),
     ImageTask("reshading", mask_value=0.0507),
     ImageTask("edge_occlusion", channels=1, variance=0.1, transform=partial(blur, maximum=4000.0)),
-    ImageTask("sobel_edges", channels=1, variance=5.0, folder="rgb", transform=sobel),
+    ImageTask("sobel_edges", channels=1, variance=5.0, folder="rgb", transform=sobel, deep=False),
     ImageTask(
         "keypoints3d", channels=1, variance=0.6, transform=partial(clamp_maximum, maximum=64131.0)
     ),

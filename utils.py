@@ -4,8 +4,10 @@ import difflib
 import inspect
 import os
 import random
+import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +37,16 @@ def command_line(main: Callable) -> None:
 
     Python Fire reads the flags; this adds what it leaves out: an unknown flag is an
     error that names the nearest known one *before* anything runs, values are checked
-    against the annotations of `main`, and a `UserError` becomes one line and status 2.
-    Keyword-only parameters of `main` are flags, the others are words.
+    against the annotations of `main`, a `UserError` becomes one line and status 2, and
+    --help is the docstring. Keyword-only parameters of `main` are flags, the others words.
     """
     arguments = sys.argv[1:]
     try:
         if {"--help", "-h"} & set(arguments):
-            arguments = ["--help"]  # a word before it would run the program
-        else:
-            _check_words(main, arguments)
+            spec = sys.modules["__main__"].__spec__  # None where a file was run
+            print(help_text(main, f"-m {spec.name}" if spec else Path(sys.argv[0]).name))
+            return
+        _check_words(main, arguments)
         fire.Fire(_checked(main), command=arguments, serialize=lambda result: None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,6 +54,40 @@ def command_line(main: Callable) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def help_text(main: Callable, program: str) -> str:
+    """What --help prints: the docstring of `main`, its "Args:" as a list of words and flags.
+
+    A flag's default stands behind its text unless that names one.
+    """
+    description, _, arguments = (inspect.getdoc(main) or "").partition("\nArgs:\n")
+    entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
+    texts = {name: " ".join(t.split()) for name, t in (e.split(": ", 1) for e in entries)}
+    words, flags = [], []
+    for name, parameter in inspect.signature(main).parameters.items():
+        default, text = parameter.default, texts.get(name, "")
+        if default is not None and default is not False and "default" not in text:
+            text = f"{text.removesuffix('.')} (default: {default})."
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            words.append((name, text))
+        else:
+            flags.append((f"--{name.replace('_', '-')}{_value_name(parameter)}", text))
+    usage = " ".join(["usage: python", program, *(f"[{word}]" for word, _ in words), "[flags]"])
+    lines = [
+        textwrap.fill(text, 98, initial_indent=f"  {head:<26}", subsequent_indent=" " * 28)
+        for head, text in words + flags
+    ]
+    return "\n".join([usage, "", description.rstrip(), "", *lines])
+
+
+def _value_name(parameter: inspect.Parameter) -> str:
+    """How help calls the value of a flag: " N" for a number, else by the flag's last word."""
+    if isinstance(parameter.default, bool):
+        return ""
+    kinds = str(parameter.annotation)
+    number = "int" in kinds or "float" in kinds
+    return " N" if number else f" {parameter.name.split('_')[-1].upper()}"
 
 
 def _check_words(main: Callable, arguments: list[str]) -> None:
@@ -90,7 +127,7 @@ def _checked(main: Callable) -> Callable:
             bound.arguments[name] = _converted(signature.parameters[name], value)
         return main(*bound.args, **bound.kwargs)
 
-    run.__signature__ = signature
+    run.__signature__ = signature  # type: ignore[attr-defined]
     run.__doc__ = main.__doc__
     run.__name__ = Path(sys.argv[0]).stem
     return run
@@ -179,7 +216,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name in the folder of `path`, then rename it there.
 
     A reader sees the old file or the new one, never half of either, also after a power

@@ -17,6 +17,9 @@ class SobelKernel(nn.Module):
     cuts the gradient. H and W have to be at least 8.
     """
 
+    gauss: Tensor
+    sobel: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         offset = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)

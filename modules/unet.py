@@ -78,6 +78,13 @@ class UpBlock(_TripleConv):
 class _Ends(nn.Module):
     """What all variants share: the convolutions at the bottleneck and at the end."""
 
+    bn1: nn.Module
+    bn2: nn.Module
+    bn3: nn.Module
+    mid_conv1: nn.Module
+    mid_conv2: nn.Module
+    mid_conv3: nn.Module
+
     def _add_middle(self, channels: int) -> None:
         for i in (1, 2, 3):
             setattr(self, f"mid_conv{i}", nn.Conv2d(channels, channels, 3, padding=1))

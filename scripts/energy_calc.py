@@ -26,7 +26,7 @@ from scripts.energy_statistics import (
     standardised,
     statistics,
 )
-from scripts.images import find_images, open_image, read_batches, square
+from scripts.images import exit_if, find_images, open_image, read_reporting, square
 from scripts.measuring import (
     choose_device,
     energy_graph,
@@ -35,7 +35,7 @@ from scripts.measuring import (
     settle_measuring,
 )
 from scripts.precision import check_precision
-from scripts.setting import one_of
+from scripts.setting import Setting, one_of
 from scripts.tables import check_folder, read_table, write_csv, write_json
 from task_configs import get_task
 from utils import UserError, command_line, read_job
@@ -111,7 +111,7 @@ def main(
         raise UserError(f"{UNLABELLED} needs --data-dir: an image, or a folder of images")
     job = read_job()
     folder = check_folder(Path(save_dir) if save_dir else job.results_dir / "energy")
-    if not labelled:
+    if data_dir is not None:
         reference = read_reference(folder)
         found = find_images(data_dir)
 
@@ -125,14 +125,10 @@ def main(
 
     # ---- labelled views ----
     if labelled:
-        chosen = choose_buildings(setting.data_dirs, split, buildings)
-        tasks = [get_task("rgb"), get_task("normal")]
-        views = spaced(find_views(tasks, setting.data_dirs, chosen, allow_missing), subset_size)
-        print(f"views: {len(views)}, of {', '.join(dict.fromkeys(v.building for v in views))}")
-        data = TaskDataset(tasks, views, setting.scale.image_size)
+        data = labelled_views(setting, split, buildings, allow_missing, subset_size)
         reality = Reality("test", data, batch_size, device, num_workers)
         table = measure_views(graph, reality, precision, quiet)
-        report_labelled(folder, views, table, scale)
+        report_labelled(folder, data.views, table, scale)
         return
 
     # ---- any images ----
@@ -140,14 +136,13 @@ def main(
     for text in skipped:
         print(f"skipped: {text}", file=sys.stderr)
     paths = spaced(paths, subset_size)
+    failed: list[Path] = []
     good, table = measure_images(
-        graph, paths, setting.scale.image_size, batch_size, precision, quiet
+        graph, paths, setting.scale.image_size, batch_size, failed, precision, quiet
     )
     if good:
         report_queries(folder, good, table, reference)
-    if len(good) < len(paths):
-        print(f"{len(paths) - len(good)} of {len(paths)} could not be read", file=sys.stderr)
-        sys.exit(1)
+    exit_if(failed)
 
 
 # ---- what to measure ----------------------------------------------------------------
@@ -166,6 +161,21 @@ def choose_buildings(
     if published and not split:
         return published
     return split_buildings(data_dirs, split)["test"]
+
+
+def labelled_views(
+    setting: Setting,
+    split: str | None,
+    buildings: Sequence[str] | None,
+    allow_missing: bool,
+    subset_size: int | None,
+) -> TaskDataset:
+    """The views to measure, rgb and normals; prints how many, and of which buildings."""
+    chosen = choose_buildings(setting.data_dirs, split, buildings)
+    tasks = [get_task("rgb"), get_task("normal")]
+    views = spaced(find_views(tasks, setting.data_dirs, chosen, allow_missing), subset_size)
+    print(f"views: {len(views)}, of {', '.join(dict.fromkeys(v.building for v in views))}")
+    return TaskDataset(tasks, views, setting.scale.image_size)
 
 
 def spaced(items: Sequence, count: int | None) -> list:
@@ -196,28 +206,22 @@ def measure_images(
     paths: Sequence[Path],
     image_size: int,
     batch_size: int,
+    failed: list[Path],
     precision: str = "fp32",
     quiet: bool = False,
 ) -> tuple[list[Path], Table]:
-    """The files that could be read, and their table, without an error. Others are reported."""
+    """The files that could be read, and their table, without an error. Others: to `failed`."""
     good, parts = [], []
     device = next(graph.parameters()).device
-    bar = tqdm(total=len(paths), desc="energy", unit="image", disable=quiet or None)
-
-    def report(path: Path, sentence: str) -> None:
-        bar.update()
-        tqdm.write(f"failed: {sentence}", file=sys.stderr)
 
     def read(path: Path):
         return (square(open_image(path), image_size),)
 
-    for batch in read_batches(paths, read, batch_size, report):
+    for batch in read_reporting(paths, read, batch_size, "energy", quiet, failed):
         images = torch.stack([tensors[0] for _, tensors in batch]).to(device)
         with forward_only(device, precision):
             parts.append(measure_batch(graph, UNLABELLED, {"rgb": images}))
         good += [path for path, _ in batch]
-        bar.update(len(batch))
-    bar.close()
     return good, make_table(joined(parts)) if parts else {}
 
 
@@ -239,7 +243,7 @@ def report_labelled(folder: Path, views: Sequence[View], table: Table, scale: Ma
             print(f"warning: {name} is the same for all views: no standardised energy")
     r, rho = pearson(x, y), spearman(x, y)
     labels = {"building": [v.building for v in views], "view": [v.name for v in views]}
-    write_csv(folder / "data.csv", labels | table | z)
+    write_csv(folder / "data.csv", {**labels, **table, **z})
     record = {"config": LABELLED, "views": len(views), **scale, **by}
     record |= {"pearson": r._asdict(), "spearman": rho._asdict()}
     write_json(folder / "statistics.json", record)
@@ -255,7 +259,7 @@ def report_queries(folder: Path, paths: Sequence[Path], table: Table, reference:
     """Write energy_query.csv and the plot; print each image's energy among the labelled views'."""
     by, known = reference
     z = standardised(table, by)
-    write_csv(folder / "energy_query.csv", {"image": [str(p) for p in paths]} | table | z)
+    write_csv(folder / "energy_query.csv", {"image": [str(p) for p in paths], **table, **z})
     x, y = known["normalized_energy"], known["normalized_error"]
     energies = z["normalized_energy"]
     queries = {str(p): e for p, e in zip(paths, energies, strict=True)}

@@ -16,9 +16,10 @@ from energy import ENERGY_DOMAINS, energy_configs, paths_for
 from logger import montage
 from scripts.energy_calc import UNLABELLED, read_statistics
 from scripts.images import (
+    exit_if,
     find_images,
     open_image,
-    read_batches,
+    read_reporting,
     square,
     unique_names,
     write_png,
@@ -101,22 +102,16 @@ def main(
 
     # ---- images, in batches ----
     inputs = {path.resolve() for path in paths}
-    names = unique_names(paths, lambda n: (folder / f"{n}_energy.png").resolve() in inputs)
-    names = dict(zip(paths, names, strict=True))
+    stems = unique_names(paths, lambda n: (folder / f"{n}_energy.png").resolve() in inputs)
+    names = dict(zip(paths, stems, strict=True))
     failed: list[Path] = []
-    bar = tqdm(total=len(paths), desc="energy", unit="image", disable=quiet or None)
-
-    def report(path: Path, sentence: str) -> None:
-        failed.append(path)
-        bar.update()
-        tqdm.write(f"failed: {sentence}", file=sys.stderr)
 
     def read(path: Path) -> tuple[Tensor, ...]:
         image = open_image(path)
         return square(image, setting.scale.image_size), square(image, FULL_SIZE)
 
     batch_size = batch_size or (16 if device.type == "cuda" else 2)
-    for batch in read_batches(paths, read, batch_size, report):
+    for batch in read_reporting(paths, read, batch_size, "energy", quiet, failed):
         images = torch.stack([tensors[0] for _, tensors in batch]).to(device)
         with forward_only(device, precision):
             values = graph.sample(needed, {"rgb": images})
@@ -132,14 +127,10 @@ def main(
             write_png(drawn(columns), folder / f"{names[path]}_energy.png")
             name = path.name.encode(errors="backslashreplace").decode()
             tqdm.write(f"{name}: mean {energies[i].mean():.4f}, white from {high:.4f}")
-            bar.update()
-    bar.close()
 
     # ---- what came of it ----
     print(f"{len(paths) - len(failed)} of {len(paths)} images → {folder}")
-    if failed:
-        print(f"{len(failed)} could not be read", file=sys.stderr)
-        sys.exit(1)
+    exit_if(failed)
 
 
 def disagreements(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The plots of the energy programs, each as PDF and PNG."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ from utils import write_atomically
 
 NAMED = 12  # queries that a legend names; of more it gives the number alone
 
+# Okabe and Ito's colours, which the colour-blind can tell apart
+BLUE, RED = "#0072B2", "#D55E00"
+OTHERS = "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00"
+
 
 def save_figure(figure, stem: Path) -> None:
     """Write {stem}.pdf and {stem}.png."""
     for kind in ("pdf", "png"):
-        path = stem.parent / f"{stem.name}.{kind}"
-        write_atomically(path, lambda name, kind=kind: figure.savefig(name, format=kind, dpi=150))
+        save = partial(figure.savefig, format=kind, dpi=150)
+        write_atomically(stem.parent / f"{stem.name}.{kind}", save)
 
 
 def plot_energy(
@@ -30,20 +35,22 @@ def plot_energy(
 
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.scatter(energy, error, s=14, alpha=0.6, linewidths=0, color="tab:blue")
+    axes.scatter(energy, error, s=14, alpha=0.6, linewidths=0, color=BLUE)
     line = regression(energy, error)
     if line:
         ends = np.array([energy.min(), energy.max()])
-        axes.plot(ends, line.slope * ends + line.intercept, color="tab:red")
+        axes.plot(ends, line.slope * ends + line.intercept, color=RED)
     for number, (name, value) in enumerate(queries.items()):
-        label = _readable(Path(name).name) if len(queries) <= NAMED else None
-        colour = colormaps["tab20" if len(queries) <= NAMED else "viridis"]
-        shade = number if len(queries) <= NAMED else number / len(queries)
-        axes.axvline(value, color=colour(shade), linewidth=1, alpha=0.8, label=label)
+        look: dict = {"color": colormaps["viridis"](number / len(queries))}
+        if len(queries) <= NAMED:
+            style = "-" if number < len(OTHERS) else "--"
+            look = {"color": OTHERS[number % len(OTHERS)], "linestyle": style}
+            look["label"] = _readable(Path(name).name)
+        axes.axvline(value, linewidth=1, **look)
     if queries and len(queries) <= NAMED:
-        axes.legend(fontsize="x-small")
-    axes.set_xlabel("standardised consistency energy")
-    axes.set_ylabel("standardised error")
+        axes.legend(fontsize="small")
+    axes.set_xlabel("consistency energy (mean absolute deviations)")
+    axes.set_ylabel("L1 error of normals (standard deviations)")
     axes.set_title(title, fontsize="medium")
     save_figure(figure, stem)
 
@@ -57,31 +64,32 @@ def plot_shifts(stem: Path, rows: Mapping[str, Sequence], title: str) -> None:
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(rows["shift"][1:]))
-    figure = Figure(figsize=(3.6 * len(kinds), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(kinds), 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    blue, red = "tab:blue", "tab:red"
     for position, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
         chosen = [0, *(i for i, name in enumerate(rows["shift"]) if name == kind)]
         labels = ["clean", *(f"{rows['level'][i]:g}" for i in chosen[1:])]
         energy, spread = ([rows[name][i] for i in chosen] for name in ("energy", "energy_se"))
-        axes.errorbar(labels, energy, yerr=spread, color=blue, marker="o", capsize=3)
+        axes.errorbar(labels, energy, yerr=spread, color=BLUE, marker="o", capsize=3)
         for i, label in zip(chosen[1:], labels[1:], strict=True):
-            axes.annotate(f"{rows['auc'][i]:.2f}", (label, rows["energy"][i]), xytext=(0, 8),
+            low = rows["energy"][i] - np.nan_to_num(rows["energy_se"][i])
+            axes.annotate(f"{rows['auc'][i]:.2f}", (label, low), xytext=(0, -5), va="top",
                           textcoords="offset points", ha="center", fontsize="small")  # fmt: skip
         axes.set_xlabel(kind)
-        axes.margins(x=0.1, y=0.15)
+        axes.margins(x=0.15, y=0.15)
         if position == 0:
-            axes.set_ylabel("standardised energy ± se (number: ROC-AUC)", color=blue)
+            axes.set_ylabel("energy ± se (mean absolute deviations)", color=BLUE)
         if "error" in rows:
             beside = axes.twinx()
             error = [rows["error"][i] for i in chosen]
-            beside.plot(labels, error, color=red, marker="s", linestyle="--")
+            beside.plot(labels, error, color=RED, marker="s", linestyle="--")
             beside.set_ylim(0, 1.1 * max(rows["error"]))
             if position == len(kinds) - 1:
-                beside.set_ylabel("error (L1 × 100)", color=red)
+                beside.set_ylabel("L1 error of normals × 100", color=RED)
             else:
                 beside.set_yticklabels([])
-    figure.suptitle(f"consistency energy under domain shift, {title}", fontsize="medium")
+    heading = f"consistency energy under domain shift, {title}; numbers: ROC-AUC against clean"
+    figure.suptitle(heading, fontsize="medium")
     save_figure(figure, stem)
 
 

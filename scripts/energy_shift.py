@@ -5,7 +5,7 @@ python -m scripts.energy_shift --save_dir results/shift
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,19 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
-from datasets import Reality, TaskDataset, find_views
+from datasets import Reality, TaskDataset
 from graph import TaskGraph
 from scripts.energy_calc import (
     ERROR,
     LABELLED,
     UNLABELLED,
-    choose_buildings,
     joined,
+    labelled_views,
     spaced,
 )
 from scripts.energy_plots import plot_shifts
 from scripts.energy_statistics import Table, make_table, roc_auc, standardised, statistics
-from scripts.images import find_images, open_image, read_batches, square, to_image
+from scripts.images import exit_if, find_images, open_image, read_reporting, square, to_image
 from scripts.measuring import (
     choose_device,
     energy_graph,
@@ -37,7 +37,6 @@ from scripts.measuring import (
 )
 from scripts.precision import check_precision
 from scripts.tables import check_folder, write_csv
-from task_configs import get_task
 from utils import UserError, command_line, read_job
 
 CLEAN = ("clean", 0.0)
@@ -96,7 +95,7 @@ def main(
         raise UserError("--data-dir names images, --data-dirs labelled data: give one of them")
     check_precision(precision)
     labelled = data_dir is None
-    found = None if labelled else find_images(data_dir)
+    found = find_images(data_dir) if data_dir is not None else None
     job = read_job()
     folder = check_folder(Path(save_dir) if save_dir else job.results_dir / "energy_shift")
 
@@ -105,13 +104,10 @@ def main(
     device = choose_device()
     config = LABELLED if labelled else UNLABELLED
     graph = energy_graph(config, setting, device)
-    failed: list[str] = []
-    if labelled:
-        chosen = choose_buildings(setting.data_dirs, split, buildings)
-        tasks = [get_task("rgb"), get_task("normal")]
-        views = spaced(find_views(tasks, setting.data_dirs, chosen, allow_missing), subset_size)
-        data = TaskDataset(tasks, views, setting.scale.image_size)
-        batches, count = view_batches(data, batch_size), len(views)
+    failed: list[Path] = []
+    if found is None:
+        data = labelled_views(setting, split, buildings, allow_missing, subset_size)
+        batches, count = view_batches(data, batch_size), len(data)
     else:
         paths, skipped = found
         for text in skipped:
@@ -132,9 +128,7 @@ def main(
         plot_shifts(folder / "shift", rows, f"{len(names)} images")
         print(as_text(rows))
         print(f"{len(names)} images → {folder}: shift.csv, shift_images.csv, shift.pdf, shift.png")
-    if failed:
-        print(f"{len(failed)} of {count} could not be read", file=sys.stderr)
-        sys.exit(1)
+    exit_if(failed)
 
 
 # ---- the shifts ---------------------------------------------------------------------
@@ -202,18 +196,14 @@ def view_batches(data: TaskDataset, batch_size: int) -> Iterator[Batch]:
 
 
 def image_batches(
-    paths: Sequence[Path], image_size: int, batch_size: int, failed: list[str]
+    paths: Sequence[Path], image_size: int, batch_size: int, failed: list[Path]
 ) -> Iterator[Batch]:
     """Image files in order; what cannot be read is reported, and added to `failed`."""
-
-    def report(path: Path, sentence: str) -> None:
-        failed.append(str(path))
-        tqdm.write(f"failed: {sentence}", file=sys.stderr)
 
     def read(path: Path) -> tuple[Tensor, ...]:
         return (square(open_image(path), image_size),)
 
-    for batch in read_batches(paths, read, batch_size, report):
+    for batch in read_reporting(paths, read, batch_size, "", True, failed):
         images = torch.stack([tensors[0] for _, tensors in batch])
         yield [str(path) for path, _ in batch], {"rgb": images}
 
@@ -221,7 +211,7 @@ def image_batches(
 def measure_shifts(
     graph: TaskGraph,
     config: str,
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     device: torch.device,
     precision: str = "fp32",
 ) -> tuple[list[str], dict[Shift, Table]]:
@@ -279,7 +269,7 @@ def per_image(names: Sequence[str], tables: Mapping[Shift, Table]) -> dict[str, 
         rows["shift"] += [kind] * len(names)
         rows["level"] += [level] * len(names)
         columns = {n: table[n] for n in ("energy", "error") if n in table}
-        for name, values in {**columns, **standardised(table, by)}.items():
+        for name, values in (columns | standardised(table, by)).items():
             rows.setdefault(name, []).extend(values)
     return rows
 

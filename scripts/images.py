@@ -1,6 +1,7 @@
 """Any image that Pillow reads → what the networks take; the files of a folder, good and bad."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms import functional as TF
+from tqdm import tqdm
 
 from task_configs import LARGEST, READ_ERRORS
 from utils import UserError, write_atomically
@@ -157,7 +159,9 @@ def _reason_to_skip(entry: Path) -> str:
         return "" if entry.suffix.lower() in endings else "not an image"
 
 
-def unique_names(paths: Sequence[Path], taken: Callable[[str], bool] = lambda _: False) -> list:
+def unique_names(
+    paths: Sequence[Path], taken: Callable[[str], bool] = lambda _: False
+) -> list[str]:
     """A name for the results of each file: its stem, or where two files share one, its name.
 
     Two names never differ in case alone, and none is too long to append something to.
@@ -212,3 +216,32 @@ def read_batches(
                     good.append((path, result))
             for _, group in groupby(good, key=lambda item: item[1][0].shape):
                 yield list(group)
+
+
+def read_reporting(
+    paths: Sequence[Path],
+    read: Callable[[Path], tuple[Tensor, ...]],
+    batch_size: int,
+    title: str,
+    quiet: bool,
+    failed: list[Path],
+) -> Iterator[list[tuple[Path, tuple[Tensor, ...]]]]:
+    """`read_batches` behind a progress bar; what cannot be read is said, and added to `failed`."""
+    bar = tqdm(total=len(paths), desc=title, unit="image", disable=quiet or None)
+
+    def report(path: Path, sentence: str) -> None:
+        failed.append(path)
+        bar.update()
+        tqdm.write(f"failed: {sentence}", file=sys.stderr)
+
+    for batch in read_batches(paths, read, batch_size, report):
+        yield batch
+        bar.update(len(batch))
+    bar.close()
+
+
+def exit_if(failed: Sequence[Path]) -> None:
+    """Exit with status 1 where some images could not be read, saying how many."""
+    if failed:
+        print(f"{len(failed)} could not be read", file=sys.stderr)
+        sys.exit(1)

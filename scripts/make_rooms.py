@@ -172,7 +172,7 @@ def make_rooms(
 
 def main(
     *,
-    output_dir: str = "data/rooms",
+    output_dir: str | None = None,
     views_per_building: int = 48,
     image_size: int = 128,
     seed: int = 0,
@@ -181,31 +181,39 @@ def main(
     sheet: str | None = None,
     quiet: bool = False,
 ) -> None:
-    """Make the procedural rooms data set: indoor views in nine domains, Taskonomy's layout.
+    """Render the rooms, a data set of procedural indoor scenes, in Taskonomy's layout.
 
-    Example: python -m scripts.make_rooms --output-dir data/rooms --views-per-building 48
+    What is there already stays, so an interrupted run goes on where it stopped. Training
+    makes the default set by itself.
 
-    --output-dir PATH         where the folders {building}_{domain}/{domain}/ go
-    --views-per-building N    four views per room
-    --image-size S            pixels a side
-    --seed N                  another seed gives other rooms
-    --num-workers N           processes; default: one per core
-    --buildings a,b           only these (default: all of config/split_rooms.txt)
-    --sheet PATH              also write a contact sheet (PNG) of a few views
-    --quiet                   no progress bar
+    Example: python -m scripts.make_rooms --output-dir more_rooms --seed 1 --sheet rooms.png
+
+    Args:
+        output_dir: where the folders {building}_{domain}/{domain}/ go (default: data_rooms/
+            of the job's base folder, where training looks for them).
+        views_per_building: views of each building, four of a room.
+        image_size: pixels of the images' side.
+        seed: another seed gives other rooms.
+        num_workers: processes (default: one a core).
+        buildings: only these, comma-separated (default: all of config/split_rooms.txt).
+        sheet: write a contact sheet of a few views into this PNG too.
+        quiet: no progress bar.
     """
+    from utils import read_job
+
+    folder = Path(output_dir) if output_dir else read_job().rooms_dir
     written = make_rooms(
-        output_dir, views_per_building, image_size, seed, num_workers, buildings, quiet
+        folder, views_per_building, image_size, seed, num_workers, buildings, quiet
     )
     if not quiet:
-        print(f"{written} views written to {output_dir}")
+        print(f"{written} views written to {folder}")
     if sheet:
         from scripts.rooms.sheet import write_sheet
 
         rows = [(name, *divmod(k, VIEWS_PER_POINT)) for k in range(views_per_building)
                 for name in chosen_buildings(buildings)]  # fmt: skip
         step = max(1, len(rows) // 12)
-        write_sheet(sheet, [view_paths(output_dir, *row) for row in rows[::step][:12]])
+        write_sheet(sheet, [view_paths(folder, *row) for row in rows[::step][:12]])
         if not quiet:
             print(f"contact sheet: {sheet}")
 

@@ -75,8 +75,8 @@ def settle_measuring(
     """
     models = Path(models_dir) if models_dir is not None else job.models_dir
     shipped = find_scale(SHIPPED, TRANSFERS.values())
-    stand_in = models_dir is None and shipped and not find_scale(models, TRANSFERS.values())
-    if stand_in:
+    stand_in = models_dir is None and not find_scale(models, TRANSFERS.values())
+    if stand_in and shipped:
         image_size, width = image_size or shipped.image_size, width or shipped.width
         if data_dirs is not None or not labelled:
             print(
@@ -85,7 +85,7 @@ def settle_measuring(
             )
     if labelled:
         return settle(job, data_dirs, models_dir, image_size, width, quiet=quiet)
-    if not models.is_dir() and not stand_in:
+    if not models.is_dir() and not (stand_in and shipped):
         raise UserError(f"no models folder {models}")
     scale = (find_scale(models, TRANSFERS.values()) or Scale()).but(image_size, width)
     folders = [models] + ([SHIPPED] if models_dir is None and scale == shipped else [])

@@ -301,6 +301,7 @@ def make_realities(
         keep = num_workers in (None, 0) and not augment
         keep = keep and TaskDataset(tasks, views, size).bytes < KEEP_BYTES
         workers = 0 if keep else min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        data: TaskDataset
         if part == "train":
             data = TrainTaskDataset(tasks, views, size, augment, seed, keep)
         else:

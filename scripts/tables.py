@@ -20,7 +20,7 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def write_csv(path: Path, columns: Mapping[str, Sequence]) -> None:
+def write_csv(path: Path, columns: Mapping[str, Sequence | np.ndarray]) -> None:
     """Columns of equal length, behind one of row numbers without a name (published).
 
     Numbers are written so that reading gives the same float64.

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def run(rooms, networks, tmp_path, monkeypatch, capfd):
     """Run a program's command line on the small data: (exit status, output, results folder).
 
     In this process, through the same `command_line` as `python -m`, which saves the
-    seconds that importing torch takes; `process=True` starts a real one.
+    seconds that importing torch takes; `process=True` starts a real one. `program` is a
+    module, or a file, by its path.
     """
 
     def call(*arguments: str, program="train", defaults=True, process=False):
@@ -74,7 +76,10 @@ def run(rooms, networks, tmp_path, monkeypatch, capfd):
         capfd.readouterr()
         status = 0
         try:
-            command_line(importlib.import_module(program).main)
+            if program.endswith(".py"):
+                runpy.run_path(program, run_name="__main__")
+            else:
+                command_line(importlib.import_module(program).main)
         except SystemExit as stop:
             status = stop.code
         printed = capfd.readouterr()

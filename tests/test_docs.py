@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import docs_walk
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,26 @@ def test_implementation_notes_name_tests_that_exist(file, test):
 def test_every_published_defect_has_its_entry():
     text = (ROOT / "docs" / "implementation.md").read_text()
     assert {f"B{i}" for i in range(1, 27)} <= set(re.findall(r"\bB\d+\b", text))
+
+
+def test_every_command_of_the_documents_is_found():
+    """What `make docs-test` walks: the main job, and every block that begins like a command."""
+    commands = [c for document in docs_walk.DOCUMENTS for c in docs_walk.commands_of(document)]
+    texts = [command.text for command in commands]
+    assert {"make train", "make test"} <= set(texts)
+    for command in commands:
+        assert re.match(docs_walk.FIRST_WORDS, command.text), command
+    in_text = re.findall(r"^    (?:python|make|docker) ", (ROOT / "README.md").read_text(), re.M)
+    assert len(in_text) == sum(
+        re.match("python|make|docker", c.text) is not None
+        for c in commands if c.document == "README.md"
+    )  # fmt: skip
+
+
+def test_the_image_and_the_makefile_take_the_same_uv():
+    image = re.search(r"^ARG UV_VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.M)
+    make = re.search(r"^UV_VERSION := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert image[1] == make[1]
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in

@@ -1,10 +1,19 @@
+import importlib
+import inspect
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils import UserError, command_line, nearest, read_job, write_atomically
+from utils import ROOT, UserError, command_line, help_text, nearest, read_job, write_atomically
+
+PROGRAMS = [
+    f"scripts.{file.stem}"
+    for file in sorted((ROOT / "scripts").glob("*.py"))
+    if "command_line(main)" in file.read_text()
+]
 
 
 def program(
@@ -19,7 +28,8 @@ def program(
     """Print what arrived.
 
     Args:
-        count: how often.
+        count: how often: again,
+            and again.
     """
     if word == "fail":
         raise UserError("told to fail")
@@ -77,10 +87,25 @@ def test_wrong_words_are_one_sentence_and_status_2(call, arguments, sentence):
     assert error.startswith(sentence)
 
 
-def test_help_shows_the_flags(call):
+def test_help_is_the_docstring(call):
     for words in (["--help"], ["w", "--help"], ["--count", "3", "-h"]):
         status, printed, error = call(*words)
-        assert status == 0 and "how often" in printed + error
+        assert (status, error) == (0, "")
+        assert "Print what arrived." in printed and "[word] [flags]" in printed
+        flag = printed.split("--count N")[1].split("--rate N")[0]
+        assert " ".join(flag.split()) == "how often: again, and again (default: 1)."
+
+
+@pytest.mark.parametrize("name", ["train", "demo", *PROGRAMS])
+def test_every_flag_of_every_program_is_explained(name):
+    main = importlib.import_module(name).main
+    text = help_text(main, f"-m {name}")
+    assert "Example: python" in text
+    for parameter in inspect.signature(main).parameters.values():
+        flag = parameter.name.replace("_", "-")
+        flag = f"--{flag}" if parameter.kind is parameter.KEYWORD_ONLY else flag
+        (line,) = re.findall(rf"^  {flag}(?: [A-Z]+)? +(\S.*)$", text, re.MULTILINE)
+        assert line
 
 
 def test_nearest():

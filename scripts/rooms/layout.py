@@ -76,7 +76,9 @@ class Walls:
         # face: (x, y of its start, yaw of the frame whose y points into the room, length)
         self.frames = {0: (0, d, -np.pi / 2, d), 1: (w, 0, np.pi / 2, d),
                        2: (0, 0, 0.0, w), 3: (w, d, np.pi, w)}  # fmt: skip
-        self.taken = {face: [] for face in self.frames}  # (x0, x1, blocks only tall things)
+        self.taken: dict[int, list] = {
+            face: [] for face in self.frames
+        }  # (x0, x1, blocks only tall things)
         self.floor: list[tuple] = []  # (x0, x1, y0, y1) world rectangles
 
     def at(self, b: Builder, face: int, along: float) -> None:

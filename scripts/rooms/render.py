@@ -198,8 +198,8 @@ def smoother(surface: np.ndarray) -> Callable:
 def joined(first: Hits, second: Hits) -> Hits:
     """Two lists of hits as one."""
     names = [f.name for f in fields(Hits) if f.name != "smooth"]
-    parts = (np.concatenate([getattr(first, name), getattr(second, name)]) for name in names)
-    return Hits(*parts, first.smooth)
+    parts = {n: np.concatenate([getattr(first, n), getattr(second, n)]) for n in names}
+    return Hits(**parts, smooth=first.smooth)
 
 
 def lenders(hits: Hits, more: Hits, pixel: np.ndarray, size: int) -> np.ndarray:
@@ -220,9 +220,8 @@ def seams(surface, normal) -> np.ndarray:
     """Pixels (S, S) next to another surface or across a sharp edge: those to be anti-aliased."""
     out = np.zeros(surface.shape, bool)
     for axis in (0, 1):
-        a, b = [slice(None)] * 2, [slice(None)] * 2
-        a[axis], b[axis] = slice(1, None), slice(None, -1)
-        a, b = tuple(a), tuple(b)
+        a = tuple(slice(1 if axis == i else None, None) for i in range(2))
+        b = tuple(slice(None, -1 if axis == i else None) for i in range(2))
         differs = (surface[a] != surface[b]) | (np.einsum("...i,...i", normal[a], normal[b]) < 0.9)
         out[a] |= differs
         out[b] |= differs

@@ -57,20 +57,20 @@ class Scene:
     ambient: np.ndarray  # (2, 3) light from below, from above
     sky: np.ndarray  # (3, 3) linear colours: zenith, horizon, ground
     has_holes: bool
-    kind: np.ndarray = field(default=None)  # (N,) BOX, ELLIPSOID or CYLINDER (axis local z)
-    centre: np.ndarray = field(default=None)  # (N, 3)
-    axes: np.ndarray = field(default=None)  # (N, 3, 3), rows: local axes in the world
-    half: np.ndarray = field(default=None)  # (N, 3) half extents
-    bevel: np.ndarray = field(default=None)  # (N,) width of the rounding of edges
-    label: np.ndarray = field(default=None)  # (N,)
-    material: np.ndarray = field(default=None)  # (N,)
-    casts: np.ndarray = field(default=None)  # (N,) bool: throws a shadow
-    offset: np.ndarray = field(default=None)  # (N, 2) origin of the texture
-    colours: np.ndarray = field(default=None)  # (M, 2, 3) linear
-    texture: np.ndarray = field(default=None)  # (M,) index into TEXTURES
-    period: np.ndarray = field(default=None)  # (M,) m
-    gloss: np.ndarray = field(default=None)  # (M,) 0..1
-    emission: np.ndarray = field(default=None)  # (M,) radiance
+    kind: np.ndarray = field(init=False)  # (N,) BOX, ELLIPSOID or CYLINDER (axis local z)
+    centre: np.ndarray = field(init=False)  # (N, 3)
+    axes: np.ndarray = field(init=False)  # (N, 3, 3), rows: local axes in the world
+    half: np.ndarray = field(init=False)  # (N, 3) half extents
+    bevel: np.ndarray = field(init=False)  # (N,) width of the rounding of edges
+    label: np.ndarray = field(init=False)  # (N,)
+    material: np.ndarray = field(init=False)  # (N,)
+    casts: np.ndarray = field(init=False)  # (N,) bool: throws a shadow
+    offset: np.ndarray = field(init=False)  # (N, 2) origin of the texture
+    colours: np.ndarray = field(init=False)  # (M, 2, 3) linear
+    texture: np.ndarray = field(init=False)  # (M,) index into TEXTURES
+    period: np.ndarray = field(init=False)  # (M,) m
+    gloss: np.ndarray = field(init=False)  # (M,) 0..1
+    emission: np.ndarray = field(init=False)  # (M,) radiance
 
 
 def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:

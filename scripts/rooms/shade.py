@@ -224,7 +224,7 @@ def illuminate(scene: Scene, frames, noise: Noise, rng, hits, directions) -> np.
             lit = lit[through_opening(scene, hits.point[lit], light.position)]
             strength = np.ones(len(hits.point), np.float32)
         else:
-            strength = 1 / (0.4 + distance[:, 0] ** 2)
+            strength = np.asarray(1 / (0.4 + distance[:, 0] ** 2))
         ball = rng.normal(size=(SAMPLES, 3))
         ball *= light.radius * rng.random((SAMPLES, 1)) ** (1 / 3) / length(ball)[:, None]
         samples = (light.position + ball).astype(np.float32)
