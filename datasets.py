@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -389,7 +389,7 @@ class TrainTaskDataset(TaskDataset):
         self.augment = augment
         self.seed = seed
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, ...]:  # type: ignore[override]
         draw, number = index
         view = self.views[number]
         if not self.augment:
@@ -404,8 +404,8 @@ def draw_jitter(rng: random.Random) -> ColourJitter:
     """One draw of the published colour jitter."""
     order = rng.sample(range(4), 4)
     *factors, hue = JITTER
-    drawn = [rng.uniform(1 - factor, 1 + factor) for factor in factors]
-    return ColourJitter(tuple(order), *drawn, rng.uniform(-hue, hue))
+    brightness, contrast, saturation = (rng.uniform(1 - f, 1 + f) for f in factors)
+    return ColourJitter(tuple(order), brightness, contrast, saturation, rng.uniform(-hue, hue))
 
 
 class ImageDataset(Dataset):
@@ -473,7 +473,7 @@ def first_good(
     Beside it the numbers of the bad ones before it, each with its files. Raises UserError
     where a hundred in a row are bad.
     """
-    bad = []
+    bad: list[tuple[int, dict[str, str]]] = []
     for step in range(min(count, TRIES)):
         tried = (number + step) % count
         try:
@@ -491,8 +491,8 @@ class _Tolerant(Dataset):
     (view, files), and views numbers.
     """
 
-    def __init__(self, dataset: TaskDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset: Any = dataset
 
     def __getitem__(self, index: int | tuple[int, int]):
         if isinstance(index, int):
@@ -599,7 +599,7 @@ class Reality:
         self.record: Callable[[dict], object] | None = None
         self._seen = 0
         if endless:
-            self.batches = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
+            self.batches: Any = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
         else:
             numbers = range(len(dataset))
             batches = [list(numbers[i : i + batch_size]) for i in numbers[::batch_size]]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from logger import montage
-from models import load_network
+from models import load_network, recorded_scale
 from scripts.images import (
     as_colour,
     find_images,
@@ -35,7 +35,6 @@ from scripts.measuring import (
     choose_device,
     find_checkpoint,
     forward_only,
-    scale_of,
 )
 from scripts.precision import check_precision
 from scripts.setting import SHIPPED, one_of
@@ -232,7 +231,7 @@ def load_predictor(
         paths = _checkpoints(folder, target, variants)
     if lacking := _names_of_missing(paths, target, variants):
         raise UserError(f"no {lacking} in {folder}: {_ways(task)}")
-    scales = {scale_of(path) for path in paths.values()}
+    scales = {recorded_scale(path) for path in paths.values()}
     if len(scales) > 1:
         raise UserError(f"{', '.join(map(str, paths.values()))} are of different scales")
     scale, transfer = scales.pop(), TRANSFERS["rgb", target]

@@ -33,8 +33,10 @@ class TaskGraph(nn.Module):
 
     @property
     def target(self) -> nn.Module:
-        """The one network that trains."""
-        return self.networks[self._names[self.target_edge]]
+        """The one network that trains. UserError in a graph without one."""
+        if self.target_edge is None:
+            raise UserError("the graph has no network that trains")
+        return self.network(self.target_edge)
 
     def train(self, mode: bool = True) -> "TaskGraph":
         super().train(False)

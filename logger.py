@@ -375,7 +375,7 @@ def _cells(values: Tensor, cell: int) -> Tensor:
     return F.interpolate(values, size=size, mode="nearest" if factor >= 1 else "area")
 
 
-def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont:
+def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The largest font, from what Pillow brings, in which the text fits."""
     for size in range(int(height * 0.7), 6, -1):
         font = ImageFont.load_default(size)

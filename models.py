@@ -4,7 +4,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -116,7 +116,7 @@ def load_network(
     """
     network = unwrapped(network)
     weights, record = read_weights(path, edge)
-    made = Scale.of(record)
+    made = _scale_in(record, path)
     if scale and "width" in record and made != scale and not (any_size and scale.fits(made)):
         raise UserError(
             f"{path} was trained at {made}, this run has {scale}: "
@@ -176,12 +176,24 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.DataParallel) else network
 
 
+def recorded_scale(path: str | Path) -> Scale:
+    """The scale that a checkpoint records; that of the published networks where it does not."""
+    return _scale_in(read_weights(path)[1], path)
+
+
+def _scale_in(record: Mapping, path: str | Path) -> Scale:
+    try:
+        return Scale.of(record)
+    except UserError as error:
+        raise UserError(f"{path} records a scale that cannot be: {error}") from None
+
+
 def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale | None:
     """The scale that the first of the transfers' checkpoints at hand records, if one does."""
     for transfer in transfers:
         path = Path(models_dir) / transfer.checkpoint
         if transfer.trainable and path.is_file():
-            return Scale.of(read_weights(path)[1])
+            return recorded_scale(path)
     return None
 
 

@@ -6,7 +6,7 @@ knows the value that marks invalid pixels. Encodings: docs/encodings.md.
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -228,7 +228,7 @@ class ImageTask:
         if self.classes or self._function in (identity, clamp_maximum):
             values = raw
         elif self._function is blur:
-            values = smooth(raw, self.transform.keywords.get("sigma", SIGMA))
+            values = smooth(raw, self._options.get("sigma", SIGMA))
         else:
             values = self.transform(raw if deep else TF.to_tensor(image))
         return values[:3].contiguous()
@@ -240,7 +240,7 @@ class ImageTask:
             labels[labels >= self.classes] = 0
             return F.one_hot(labels, self.classes).movedim(-1, -3).float()
         if self._function is blur:
-            return raise_to_power(values, self.transform.keywords["maximum"])
+            return raise_to_power(values, self._options["maximum"])
         if self._function not in (identity, clamp_maximum):
             return values
         return self.transform(values.float().div(255) if values.dtype == torch.uint8 else values)
@@ -248,6 +248,10 @@ class ImageTask:
     @property
     def _function(self) -> Callable:
         return getattr(self.transform, "func", self.transform)
+
+    @property
+    def _options(self) -> Mapping:
+        return getattr(self.transform, "keywords", {})
 
     def _as_encoded(self, image: Image.Image, path: str | Path) -> Image.Image:
         """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""

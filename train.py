@@ -176,7 +176,7 @@ def main(
 
 
 def _train(
-    asked: SimpleNamespace, folder: Path | None, ranks: Ranks, device: torch.device
+    asked: SimpleNamespace, resumed: Path | None, ranks: Ranks, device: torch.device
 ) -> dict[str, dict[str, float]]:
     # ---- what was asked for ----
     row = transfer_by_name(asked.config) if asked.config else None
@@ -232,10 +232,9 @@ def _train(
     )  # fmt: skip
 
     # ---- the run's folder, logs, pictures ----
-    resumed = folder is not None
-    if not resumed:
-        results = Path(asked.results_dir) if asked.results_dir else job.results_dir
-        folder = ranks.from_first(new_folder(results, asked.config) if ranks.first else None)
+    results = Path(asked.results_dir) if asked.results_dir else job.results_dir
+    new = new_folder(results, asked.config) if ranks.first and not resumed else None
+    folder: Path = resumed or ranks.from_first(new)
     record = training.record() | {
         "config": asked.config, "init": init, "batch_size": batch_size, "processes": ranks.count,
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -271,7 +270,7 @@ def _train(
     made_by = {key: record[key] for key in ("command", "config", "seed", "epochs", "steps", "lr")}
 
     def after_epoch() -> None:
-        if ranks.first:
+        if pictures:
             save_network(checkpoint, graph.target, setting.scale, **made_by)
             if training.improved:
                 best = checkpoint.with_stem(f"{checkpoint.stem}_best")
@@ -282,7 +281,7 @@ def _train(
         weights = {name: value.clone() for name, value in graph.target.state_dict().items()}
         start = weights if asked.compare_direct else {}
         state = {"columns": {"before": evaluated()}, "start": start, "training": None}
-        if ranks.first:
+        if pictures:
             pictures.draw(graph, "start", "start")
             save_state(folder, 0, state)
     phases = {} if asked.visualize else {"trained": (training, after_epoch)}

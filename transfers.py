@@ -33,12 +33,12 @@ class Scale:
 
     image_size: int = FULL_SIZE
     width: int = FULL_WIDTH
-    levels: int | None = None
+    levels: int = 0  # 0 stands for the default
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
             raise UserError(f"--width is a multiple of 8 (GroupNorm's groups), not {self.width}")
-        if self.levels is None:
+        if self.levels == 0:
             smaller = max(0, math.floor(math.log2(FULL_SIZE / max(1, self.image_size))))
             object.__setattr__(self, "levels", max(1, FULL_LEVELS - smaller))
         if not 1 <= self.levels <= FULL_LEVELS:
@@ -65,14 +65,14 @@ class Scale:
         size = self.image_size if image_size is None else image_size
         if levels is None and size == self.image_size:
             levels = self.levels
-        return Scale(size, self.width if width is None else width, levels)
+        return Scale(size, self.width if width is None else width, levels or 0)
 
     @classmethod
     def of(cls, record: Mapping) -> "Scale":
         """The scale that a checkpoint records; the published one where it records none."""
-        if "width" not in record:
+        if "image_size" not in record or "width" not in record:
             return cls()
-        return cls(record["image_size"], record["width"], record.get("levels"))
+        return cls(record["image_size"], record["width"], record.get("levels", 0))
 
     def flags(self) -> str:
         """The flags that choose it."""

@@ -67,7 +67,9 @@ def help_text(main: Callable, program: str) -> str:
     words, flags = [], []
     for name, parameter in inspect.signature(main).parameters.items():
         default, text = parameter.default, texts.get(name, "")
-        if default is not None and default is not False and "default" not in text:
+        if default is parameter.empty:
+            text = f"{text.removesuffix('.')} (needed)."
+        elif default is not None and default is not False and "default" not in text:
             text = f"{text.removesuffix('.')} (default: {default})."
         if parameter.kind is not parameter.KEYWORD_ONLY:
             words.append((name, text))

@@ -8,8 +8,9 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from utils import UserError
 
@@ -26,7 +27,7 @@ class Member(NamedTuple):
 
     name: str
     size: int
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes] | None]
 
 
 def unpack(archive: str | Path, folder: str | Path) -> int:
@@ -51,7 +52,9 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
             os.replace(aside / name, target)
         return len(names)
     except BROKEN as error:
+        # tarfile says in further lines what each kind of compression lacks
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = reason.partition("\n")[0].removesuffix(":")
         raise UserError(f"cannot unpack {archive}: {reason}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -67,7 +70,9 @@ def _unpack_aside(archive: Path, aside: Path) -> list[str]:
             raise UserError(f"{archive} is refused: it unpacks to far more than its own size")
         target = aside / member.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with member.open() as source, open(target, "wb") as file:
+        source = member.open()
+        assert source is not None  # a file, as _members has seen
+        with source, open(target, "wb") as file:
             shutil.copyfileobj(source, file)
         if target.stat().st_size != member.size:
             raise UserError(f"cannot unpack {archive}: {member.name} is cut off")
@@ -78,19 +83,19 @@ def _unpack_aside(archive: Path, aside: Path) -> list[str]:
 def _members(archive: Path) -> Iterator[Member]:
     """The files of an archive; UserError for a member that is neither file nor folder."""
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            for entry in opened.infolist():
+        with zipfile.ZipFile(archive) as zipped:
+            for entry in zipped.infolist():
                 if stat.S_ISLNK(entry.external_attr >> 16):
                     _refuse(archive, entry.filename, "it is a link")
                 if not entry.is_dir():
-                    yield Member(entry.filename, entry.file_size, lambda e=entry: opened.open(e))
+                    yield Member(entry.filename, entry.file_size, partial(zipped.open, entry))
         return
-    with tarfile.open(archive) as opened:
-        for entry in opened:
-            if not entry.isreg() and not entry.isdir():
-                _refuse(archive, entry.name, "it is a link or a device")
-            if entry.isreg():
-                yield Member(entry.name, entry.size, lambda e=entry: opened.extractfile(e))
+    with tarfile.open(archive) as tarred:
+        for member in tarred:
+            if not member.isreg() and not member.isdir():
+                _refuse(archive, member.name, "it is a link or a device")
+            if member.isreg():
+                yield Member(member.name, member.size, partial(tarred.extractfile, member))
 
 
 def _check_name(archive: Path, name: str) -> None:

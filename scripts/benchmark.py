@@ -44,7 +44,7 @@ def main(
     parts: list | None = None,
     image_size: int | None = None,
     width: int = 16,
-    levels: int | None = 6,
+    levels: int = 6,
     batch_size: int | None = None,
     repeats: int = 3,
     precision: str = "fp32",

@@ -2,7 +2,7 @@
 
 import gc
 import multiprocessing
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets import Batch
 from energy import evaluate_losses, get_config, paths_for, perceptual_losses, yardstick_of
 from graph import TaskGraph, edges_of
 from models import load_network, make_optimizer, save_network
@@ -97,13 +98,14 @@ def build(setup: Setup, yardsticks: bool = False) -> TaskGraph:
     return TaskGraph(networks, config["paths"]["n(x)"]).to(setup.device)
 
 
-def random_batch(setup: Setup) -> dict[str, Tensor]:
+def random_batch(setup: Setup) -> Batch:
     """Noise in every domain: what values there are does not change what is computed."""
     generator = torch.Generator().manual_seed(0)
     names = {path[0] for path in get_config(setup.config)["paths"].values()} - {"imagenet"}
     size = setup.scale.image_size
     shapes = {n: (setup.batch_size, TASKS[n].channels, size, size) for n in sorted(names)}
-    return {n: torch.rand(s, generator=generator).to(setup.device) for n, s in shapes.items()}
+    made = {n: torch.rand(s, generator=generator).to(setup.device) for n, s in shapes.items()}
+    return Batch(made, range(setup.batch_size))
 
 
 def own_step(setup: Setup, graph: TaskGraph) -> Step:
@@ -145,7 +147,7 @@ def _compared(setup: Setup, chosen: Sequence[str]) -> Row:
     ours = own_step(setup, build(setup))
     wanted = theirs(batch, chosen)
     ours(batch, chosen)
-    apart = difference([p.grad for p in ours.parameters], wanted)
+    apart = difference([p.grad for p in ours.parameters if p.grad is not None], wanted)
     if setup.precision == "fp32" and not apart < ALLOWED:
         raise UserError(f"the two steps' gradients differ by {apart:.1e} of the largest value")
     del wanted
@@ -169,7 +171,7 @@ def cost_table(setup: Setup) -> list[Row]:
     for group, variable in ((cases, 0), (line, 1)):
         ways = {}
         for k, size in group:
-            batch = {name: value[:size] for name, value in whole.items()}
+            batch = Batch({name: value[:size] for name, value in whole.items()}, range(size))
             ways[str((k, size))] = lambda b=batch, k=k: step(b, names[:k])
         seconds = alternating(ways, setup.repeats, setup.device)
         found = [statistics.median(seconds[str(case)]) for case in group]
@@ -214,7 +216,14 @@ def _memory(device: torch.device) -> float:
     """The most this process has held so far, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # VmHWM begins anew with each program; getrusage's figure is inherited from the parent
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if not found:
+        raise UserError("peak memory is read from /proc/self/status, which this system lacks")
+    return int(found[1]) / 2**10
 
 
 # ---- the share of the device's speed ------------------------------------------------

@@ -145,7 +145,8 @@ def _in_processes(jobs: list[tuple[View, list[str]]], workers: int | None) -> It
 def check_view(job: tuple[View, Sequence[str]]) -> Checked:
     """What is wrong with a view's files of the named domains."""
     view, names = job
-    pixels, findings, shares = {}, {name: [] for name in names}, {}
+    findings: dict[str, list[Finding]] = {name: [] for name in names}
+    pixels, shares = {}, {}
     for name in names:
         path = str(view.path(TASKS[name]))
         try:

@@ -149,7 +149,9 @@ def _archives(buildings: list[str] | None, domains: list[str] | None) -> list[st
 def _read_sums(mirror: str) -> dict[str, str]:
     """{file: SHA-256} of a mirror that says so; UserError where the mirror does not answer."""
     try:
-        with _opened(f"{mirror}/{SUMS}", 0) as answer:
+        answer = _opened(f"{mirror}/{SUMS}", 0)
+        assert answer is not None  # from byte 0 on there is an answer
+        with answer:
             text = answer.read(BLOCK).decode("utf-8", "replace")
     except NotThere:
         return {}
@@ -262,7 +264,8 @@ def _opened(url: str, have: int) -> http.client.HTTPResponse | None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        return _refused(url, have, error)
+        _check_end(url, have, error)
+        return None
     except CUT as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, (FileNotFoundError, IsADirectoryError)):  # of file://
@@ -278,10 +281,11 @@ def _opened(url: str, have: int) -> http.client.HTTPResponse | None:
     return answer
 
 
-def _refused(url: str, have: int, error: urllib.error.HTTPError) -> None:
+def _check_end(url: str, have: int, error: urllib.error.HTTPError) -> None:
+    """Returns where the file is whole already; UserError, NotThere or Interrupted else."""
     if error.code == 416 and have:
         if (error.headers.get("Content-Range") or "") == f"bytes */{have}":
-            return None
+            return
         raise UserError(f"{url} is shorter than what is here of it: remove its .part file")
     if error.code in (404, 410):
         raise NotThere(f"no file {url}") from None

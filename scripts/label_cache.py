@@ -25,16 +25,17 @@ class LabelCache:
         self, graph: TaskGraph, paths: Mapping[str, Path], batch: Batch
     ) -> dict[Path, Tensor]:
         """The value (B, C, S, S) of each path of more than one step, by path."""
-        found = {}
+        found: dict[Path, Tensor] = {}
         for name, path in paths.items():
             if len(path) == 1:
                 continue
             kept = [self._kept.get((path, view)) for view in batch.views]
-            if any(value is None for value in kept):
+            there = [value for value in kept if value is not None]
+            if len(there) < len(kept):
                 found[path] = graph.sample({name: path}, batch, found)[name]
                 self._keep(path, batch.views, found[path])
             else:
-                found[path] = torch.stack(kept)
+                found[path] = torch.stack(there)
         return found
 
     def _keep(self, path: Path, views: list[int], values: Tensor) -> None:

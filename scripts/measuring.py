@@ -9,7 +9,7 @@ from torch import Tensor
 
 from energy import evaluate_losses, get_config, paths_for
 from graph import TaskGraph, edges_of
-from models import find_scale, load_network, read_weights
+from models import find_scale, load_network
 from scripts.precision import arithmetic
 from scripts.setting import SHIPPED, Setting, settle
 from transfers import TRANSFERS, Edge, Scale, get_transfer
@@ -36,11 +36,6 @@ def find_checkpoint(
     """The checkpoint of rgb → `target` in the first folder that has it under any name."""
     paths = (Path(f) / name for f in folders for name in checkpoint_names(target, variant))
     return next((path for path in paths if path.is_file()), None)
-
-
-def scale_of(path: Path) -> Scale:
-    """The scale that a checkpoint records; that of the published networks where it does not."""
-    return Scale.of(read_weights(path)[1])
 
 
 # ---- device -----------------------------------------------------------

@@ -165,7 +165,7 @@ class Packing:
         reality = Reality(
             "packed", rest, BATCH, num_workers=workers, max_bad_fraction=max_bad_fraction
         )
-        before, files = self.left_out, []
+        before, files = self.left_out, list[BinaryIO]()
         bar = stack.enter_context(tqdm(total=total, unit="view", disable=quiet or None))
         for number, batch in enumerate(reality, 1):
             arrays = [packed(batch[task.name]) for task in tasks]

@@ -25,7 +25,7 @@ def arithmetic(device: torch.device, precision: str = "fp32") -> Iterator[None]:
     TensorFloat-32. bf16 and fp16 keep weights, norms and sums in float32 (autocast). The
     faster ones are for those who ask.
     """
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     dtype = PRECISIONS[precision]
     try:

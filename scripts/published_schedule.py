@@ -41,14 +41,17 @@ class PublishedStep:
         norms = {}
         for name in names:
             losses[name].backward(retain_graph=True)
-            norms[name] = gradient_norm([p.grad for p in self.parameters])
+            norms[name] = gradient_norm(self._gradient())
             self.optimizer.zero_grad()
         weights = balance({name: norms[name] for name in ("mae", *chosen)})
         sum(weights[name] * losses[name] for name in weights).backward()
-        gradient = [p.grad for p in self.parameters]
+        gradient = self._gradient()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return gradient
+
+    def _gradient(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     def _loss(self, name: str, leaves: Mapping[str, Tensor], values: dict[Path, Tensor]) -> Tensor:
         paths = paths_for(self.config, [name])
@@ -65,6 +68,6 @@ class PublishedStep:
         if len(path) == 1:
             return leaves[path[0]]
         before = self._value(path[:-1], leaves, values)
-        network: nn.Module = self.graph.network(path[-2:])
+        network: nn.Module = self.graph.network((path[-2], path[-1]))
         computed = checkpoint(network, before, use_reentrant=True)
         return values.setdefault(path, computed)

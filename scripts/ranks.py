@@ -71,7 +71,7 @@ class Ranks:
         """Every rank's value, on every rank, in order of rank."""
         if self.count == 1:
             return [value]
-        values = [None] * self.count
+        values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self.hosts)
         return values
 

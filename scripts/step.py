@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from datasets import Batch
 from energy import balanced_gradient, evaluate_losses, gradient_norm, loss_pairs, paths_for
 from graph import Path, TaskGraph
 from scripts.label_cache import LabelCache
@@ -43,8 +44,8 @@ class Losses:
         self, parameters: Sequence[nn.Parameter], weights: Mapping[str, Tensor | float]
     ) -> list[Tensor]:
         """The gradient of the weighted sum, by a single pass; once only."""
-        total = sum(weights[name] * cotangent for name, cotangent in self.to_prediction.items())
-        return self._back(parameters, total)
+        parts = [weights[name] * cotangent for name, cotangent in self.to_prediction.items()]
+        return self._back(parameters, torch.stack(parts).sum(0))
 
     def _back(self, parameters: Sequence[nn.Parameter], cotangent: Tensor, **how) -> list[Tensor]:
         found = torch.autograd.grad(
@@ -57,7 +58,7 @@ def losses_of(
     graph: TaskGraph,
     config: Mapping,
     names: Sequence[str],
-    batch: Mapping[str, Tensor],
+    batch: Batch,
     squared: bool = False,
     labels: LabelCache | None = None,
 ) -> Losses:
@@ -140,27 +141,27 @@ class Step:
         self.parameters = list(self.graph.target.parameters())
         self.bad = torch.zeros((), device=self.device)
 
-    def __call__(self, batch: Mapping[str, Tensor], chosen: Sequence[str]) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, chosen: Sequence[str]) -> dict[str, Tensor]:
         """Train on a batch. Returns the scalar losses, "loss" being their weighted sum."""
         names = ["mae", *chosen]
         with arithmetic(self.device, self.precision):
             losses = losses_of(self.graph, self.config, names, batch, self.squared, self.labels)
             gradient, size = self._gradient(losses, names)
-        values = self.ranks.average(torch.stack([losses.values[name] for name in names]))
-        values = dict(zip(names, values, strict=True))
-        total = sum(self.weights[name] * values[name] for name in names)
+        means = self.ranks.average(torch.stack([losses.values[name] for name in names]))
+        values = dict(zip(names, means, strict=True))
+        total = torch.stack([self.weights[name] * values[name] for name in names]).sum()
         self._update(gradient, size + total)
         return {"loss": total, **values}
 
     def _gradient(self, losses: Losses, names: list[str]) -> tuple[list[Tensor], Tensor]:
         """The step's gradient, and a size that is finite if and only if it is."""
         if self.mode == "standard":
-            self.weights = dict.fromkeys(names, 1.0)
+            self.weights = dict.fromkeys(names, torch.ones((), device=self.device))
         elif list(self.weights) != names or self.age >= self.balance_every:
             gradients = self.ranks.averaged(losses.gradients(self.parameters))
             gradient, self.weights, norms = balanced_gradient(gradients, len(names))
             self.age = 1
-            return gradient, sum(norms.values())
+            return gradient, torch.stack(list(norms.values())).sum()
         self.age += 1
         gradient = losses.weighted_gradient(self.parameters, self.weights)
         ((_, gradient),) = self.ranks.averaged([("", gradient)])
@@ -171,6 +172,6 @@ class Step:
             parameter.grad = g
         self.bad = torch.maximum(self.bad, (~torch.isfinite(size)).float())
         # What AMP's scaler sets: the fused optimiser skips the update where it is not 0.
-        self.optimizer.found_inf = self.bad
-        self.optimizer.grad_scale = None
+        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()

@@ -358,7 +358,7 @@ def test_the_next_view_takes_the_place_of_a_bad_one(spoilt):
     views, _ = spoilt
     data = TrainTaskDataset(SOME, views, 16)
     reality = Reality("train", data, 1, endless=True, seed=2, max_bad_fraction=1)
-    for batch, (draw, number) in zip(reality, EndlessSampler(16, 2), strict=False):
+    for batch, ((draw, number),) in zip(reality, EndlessSampler(16, 1, 2), strict=False):
         expected = data[draw, number + 1 - number % 2]  # the even ones are bad
         assert all(torch.equal(b[0], e) for b, e in zip(batch.values(), expected, strict=True))
         if draw == 15:

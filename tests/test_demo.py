@@ -106,7 +106,7 @@ def test_half_precision_is_near(models, picture):
     predictor = demo.load_predictor("normal", demo.VARIANTS, None, str(models), "cpu")
     inputs = predictor.prepare(picture, None)[None]
     results = []
-    for precision in ("float32", "bf16"):
+    for precision in ("fp32", "bf16"):
         with forward_only(torch.device("cpu"), precision):
             results.append(predictor.predict(inputs, None)["baseline"])
     assert all(r.dtype == torch.float32 for r in results)

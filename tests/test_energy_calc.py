@@ -181,7 +181,7 @@ def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tm
         ("energy_calc_nogt", {}, "needs --data-dir"),
         ("energy_calc", {"data_dir": "."}, "named by --data-dirs"),
         ("energy_calc", {"batch_size": 0}, "--batch-size has to be more than 0"),
-        ("energy_calc", {"precision": "half"}, "--precision is float32 or"),
+        ("energy_calc", {"precision": "half"}, "--precision is fp32 or"),
         ("energy_calc_nogt", {"data_dir": "."}, "first run python -m scripts.energy_calc"),
     ],
 )

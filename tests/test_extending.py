@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SCALE
 from PIL import Image
 
 import energy
 import task_configs
 import transfers
 from models import save_network
+from transfers import Scale
 from utils import ROOT
 
+SCALE = Scale(32, 8)
 README = (ROOT / "README.md").read_text()
 TEXT = README + (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))

@@ -178,7 +178,7 @@ def test_our_own_checkpoint_round_trip(tmp_path):
     network = UNet(1, width=8)
     save_network(tmp_path / "net.pth", nn.DataParallel(network), SMALL, seed=3)
     weights, record = read_weights(tmp_path / "net.pth")
-    assert record == {"image_size": 16, "width": 8, "network": "UNet", "seed": 3}
+    assert record == {"image_size": 16, "width": 8, "levels": 2, "network": "UNet", "seed": 3}
     assert all(torch.equal(weights[n], v) for n, v in network.state_dict().items())
 
 
