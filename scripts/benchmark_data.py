@@ -63,10 +63,9 @@ def _published(tasks: list[ImageTask], view: View, size: int) -> list[Tensor]:
     """A view as the published loader makes it: every domain from its own file, every time."""
     loaded = []
     for task in tasks:
+        deep = task.channels == 1 if task.deep is None else task.deep
         with Image.open(view.path(task)) as file:
-            image = file.convert(
-                "I" if task.channels == 1 and task.name != "sobel_edges" else "RGB"
-            )
+            image = file.convert("I" if deep else "RGB")
         image = TF.center_crop(TF.resize(image, [size]), [size, size])
         loaded.append(_transformed(task, TF.to_tensor(image)))
     return loaded
