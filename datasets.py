@@ -672,6 +672,14 @@ class Reality:
                 raise UserError(str(BadView(self.bad_files)))
             raise UserError(f"{self.bad_summary()}: more than --max-bad-fraction allows")
 
+    def bad(self) -> dict:
+        """What it has met of bad views, for `set_bad` of a resumed run, which then says no more."""
+        return {"files": self.bad_files, "views": sorted(self.bad_views), "seen": self._seen}
+
+    def set_bad(self, bad: Mapping) -> None:
+        self.bad_files, self.bad_views = dict(bad["files"]), set(bad["views"])
+        self._seen = bad["seen"]
+
     def bad_summary(self) -> str:
         """How many views are bad, and their files by name."""
         files = "; ".join(f"{path}: {reason}" for path, reason in self.bad_files.items())

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,12 @@ class Logger:
         "picture" is shown, and any other text is a line in the window of its name.
         """
         if self._file:
-            self._file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+            line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
+            try:
+                self._file.write(line)
+            except OSError as error:
+                self._give_up()
+                raise UserError(f"cannot write {self._path}: {error.strerror}") from None
         if self.windows:
             self.windows.notice()
 
@@ -126,6 +132,12 @@ class Logger:
         for name, values in state["running"].items():
             self._running[name] = list(values)
 
+    def _give_up(self) -> None:
+        """Close the file without what could not be written, so that nothing tries again."""
+        file, self._file = self._file, None
+        with suppress(OSError):
+            file.close()
+
     def close(self) -> None:
         """Close the file; waits a few seconds at most for Visdom to show the rest of it."""
         if self._file:
@@ -136,10 +148,13 @@ class Logger:
 
 def _open_to_append(path: Path):
     """The file, line-buffered, without what a killed run left of its last line."""
-    if path.exists():
-        with open(path, "rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-    return open(path, "a", buffering=1)
+    try:
+        if path.exists():
+            with open(path, "rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return open(path, "a", buffering=1)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _mean(values: list[Tensor]) -> float:

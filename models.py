@@ -164,11 +164,15 @@ def save_atomically(path: str | Path, data: object) -> None:
 
     Raises UserError where it cannot be written.
     """
-    try:
-        write_atomically(path, lambda temporary: torch.save(data, temporary))
-    except (OSError, RuntimeError) as error:  # the latter is how torch says "disk full"
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}") from None
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            try:
+                torch.save(data, file)
+            except RuntimeError as error:  # what torch makes of the file's own error
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
+
+    write_atomically(path, write)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -34,6 +34,7 @@ from scripts.run_folder import (
     save_state,
     stoppable,
     write_json,
+    write_record,
 )
 from scripts.setting import (
     build_graph,
@@ -169,7 +170,7 @@ def main(
         if resume:
             results = Path(results_dir) if results_dir else read_job().results_dir
             folder = find_folder(resume, results, config)
-            asked = recorded_flags(folder, asked, main)
+            asked = recorded_flags(folder, asked, main, ranks.count)
         return _train(SimpleNamespace(**asked), folder, ranks, device)
     finally:
         stop_ranks()
@@ -249,8 +250,9 @@ def _train(
                      "torchvision": torchvision.__version__},
     }  # fmt: skip
     state = ranks.from_first(load_state(folder) if ranks.first and resumed else None)
+    if ranks.first:
+        record = write_record(folder, record)
     if ranks.first and not state:
-        write_json(folder / "run.json", record)
         (folder / "log.jsonl").unlink(missing_ok=True)
     logger = Logger(asked.config)
     pictures = None
@@ -338,10 +340,10 @@ def _fit(
 
     try:
         training.fit(graph, realities, logger, after_epoch, state["training"], save, stop)
-    except Stopped:
+    except Stopped as stopped:
         logger.close()
         print(f"stopped after step {training.done}; python -m train --resume {folder} goes on")
-        sys.exit(stop.status)
+        sys.exit(128 + stopped.signal)  # by which shells and schedulers know a signal
     except NotFinite as error:
         logger.close()
         raise UserError(_keep_for_replay(error, graph, realities["train"], folder, ranks)) from None

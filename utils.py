@@ -222,20 +222,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name in the folder of `path`, then rename it there.
 
     A reader sees the old file or the new one, never half of either, also after a power
-    cut: the file is on the disk before it gets its name.
+    cut: the file is on the disk before it gets its name. Raises UserError where that is
+    impossible.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
     try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        _flush(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.chmod(name, 0o644)
+            _flush(Path(name))
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _flush(path: Path) -> None:

@@ -110,10 +110,7 @@ def write_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG, atomically, marked as written here. UserError where that is impossible."""
     mark = PngInfo()
     mark.add_text("Software", MARK)
-    try:
-        write_atomically(path, lambda name: picture.save(name, format="png", pnginfo=mark))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_atomically(path, lambda name: picture.save(name, format="png", pnginfo=mark))
 
 
 # ---- many images --------------------------------------------------------------------

@@ -59,13 +59,13 @@ class Ranks:
         ((_, (mean,)),) = self.averaged([("", [value])])
         return mean
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says yes. Waits for the other ranks, not for a GPU."""
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers. Waits for the other ranks, not for a GPU."""
         if self.count == 1:
-            return flag
-        said = torch.tensor([int(flag)])
+            return number
+        said = torch.tensor([number])
         dist.all_reduce(said, op=dist.ReduceOp.MAX, group=self.hosts)
-        return bool(said)
+        return int(said)
 
     def gathered(self, value: object) -> list:
         """Every rank's value, on every rank, in order of rank."""

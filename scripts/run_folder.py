@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path
     return max(runs, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
 
 
-def recorded_flags(folder: Path, asked: Mapping, main: Callable) -> dict:
+def recorded_flags(folder: Path, asked: Mapping, main: Callable, processes: int) -> dict:
     """What the run was asked for, with what `asked` may change.
 
     Raises UserError where it asks for something else than the run had.
@@ -63,8 +64,15 @@ def recorded_flags(folder: Path, asked: Mapping, main: Callable) -> dict:
     recorded = _read(folder / "run.json")
     if "arguments" not in recorded:
         raise UserError(f"{folder} was made by a version that could not go on with a run")
+    if recorded["processes"] != processes:
+        raise UserError(
+            f"the run in {folder} was begun by {recorded['processes']} processes and goes on with "
+            f"as many, not {processes}: each takes its share of a batch"
+        )
     flags = dict(recorded["arguments"])
-    free = FREE | ({"max_epochs"} if recorded["schedule"] == "constant" else set())
+    # A decay spans the epochs asked for, and a comparison is of as many epochs.
+    longer = recorded["schedule"] == "constant" and not flags["compare_direct"]
+    free = FREE | ({"max_epochs"} if longer else set())
     for name, parameter in inspect.signature(main).parameters.items():
         value, before = asked[name], flags.get(name, parameter.default)
         if value == parameter.default:
@@ -78,10 +86,18 @@ def recorded_flags(folder: Path, asked: Mapping, main: Callable) -> dict:
     return flags
 
 
+def write_record(folder: Path, record: Mapping) -> dict:
+    """Write run.json and return it; a run that goes on keeps the command it was begun with."""
+    file = folder / "run.json"
+    begun = {"command": _read(file)["command"]} if file.exists() else {}
+    write_json(file, record := {**record, **begun})
+    return record
+
+
 def _read(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read {file}: {error}") from None
 
 
@@ -103,20 +119,39 @@ def save_state(folder: Path, number: int, state: Mapping) -> None:
 
 
 def load_state(folder: Path) -> dict | None:
-    """The last state that can be read, None where there is none yet; says what it passes over.
+    """The last state that can be read, None where there is none yet; says which.
 
-    Raises UserError where there are some and none can be read.
+    Newer ones that cannot be read are renamed, lest they count as states. What a killed
+    run left half-written is removed. Raises UserError where no state can be read though
+    there are some.
     """
-    files = _states(folder)
+    for left in folder.glob(".*.*.*"):  # of write_atomically
+        left.unlink(missing_ok=True)
+    files, broken = _states(folder), []
     for file in reversed(files):
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            state = _read_state(file)
         except (OSError, *NO_CHECKPOINT) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-            print(f"warning: passing over {file}, which cannot be read: {reason}")
+            print(f"warning: passing over {file}, which cannot be read: {reason}", file=sys.stderr)
+            broken.append(file)
+            continue
+        for other in broken:
+            other.rename(other.with_name(f"unreadable_{other.name}"))
+        print(f"going on in {folder} from {file.name}")
+        return state
     if files:
-        raise UserError(f"none of the states in {folder} can be read")
+        raise UserError(f"none of the {len(files)} states in {folder} can be read")
+    print(f"the run in {folder} had saved no state yet: it begins again")
     return None
+
+
+def _read_state(file: Path) -> dict:
+    """A state, all of it as it was written: torch itself does not look at the checksums."""
+    with zipfile.ZipFile(file) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _states(folder: Path) -> list[Path]:
@@ -132,18 +167,13 @@ def write_json(path: Path, values: object) -> None:
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT has come: calling it tells, `signal` which."""
+    """Which of SIGTERM and SIGINT has come: calling it tells, 0 for none."""
 
     def __init__(self) -> None:
         self.signal = 0
 
-    def __call__(self) -> bool:
-        return bool(self.signal)
-
-    @property
-    def status(self) -> int:
-        """The exit status by which shells and schedulers know the signal: 143 or 130."""
-        return 128 + self.signal
+    def __call__(self) -> int:
+        return self.signal
 
 
 @contextmanager
@@ -158,7 +188,8 @@ def stoppable() -> Iterator[Stop]:
             os._exit(128 + number)
         stop.signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: finishing the step and saving (again: quit at once)", file=sys.stderr)
+        # not print: the signal may have come while something prints
+        os.write(2, f"\n{name}: finishing the step and saving (again: quit at once)\n".encode())
 
     numbers = signal.SIGTERM, signal.SIGINT
     before = [signal.signal(number, handle) for number in numbers]

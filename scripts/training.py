@@ -36,7 +36,11 @@ class NotFinite(Exception):
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and has saved its state."""
+    """Training was asked to stop, and has saved its state. `signal` says by which one."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 @dataclass
@@ -96,13 +100,13 @@ class Training:
         after_epoch: Callable[[], object],
         state: Mapping | None = None,
         save: Callable[[dict], object] = lambda state: None,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], int] = lambda: 0,
     ) -> None:
         """Train for `epochs` × `steps`; call `after_epoch` at the end of each, then `save`.
 
         `save` gets a state with which another call goes on exactly where this one stood.
-        Once `stop` says yes, the step is finished, the state saved and Stopped raised.
-        Raises NotFinite.
+        Once `stop` gives a signal's number, on any rank, the step (or the epoch's end) is
+        finished, the state saved and Stopped raised. Raises NotFinite.
         """
         self._begin(graph, realities, logger, state)
         size = realities["train"].batch_size * self.ranks.count
@@ -123,6 +127,8 @@ class Training:
                 if silent:
                     line = f"{self.label} epoch {self.epoch}/{self.epochs}: {self._shown()}"
                     print(line, flush=True)
+                if number := self.ranks.largest(stop()):
+                    raise Stopped(number)
 
     def state_dict(self) -> dict:
         """Everything that the rest of the training depends on."""
@@ -136,6 +142,7 @@ class Training:
             "optimizer": self._step.optimizer.state_dict(),
             "decay": self._decay.state_dict(),
             "logger": self._logger.state_dict(),
+            "bad": {name: reality.bad() for name, reality in self._realities.items()},
         }
 
     # ---- parts of fit ----------------------------------------------------------------
@@ -177,13 +184,15 @@ class Training:
         self._step.optimizer.load_state_dict(state["optimizer"])
         self._decay.load_state_dict(state["decay"])
         self._logger.load_state_dict(state["logger"])
+        for name, bad in state["bad"].items():
+            self._realities[name].set_bad(bad)
 
     def _train_epoch(
         self,
         batches: Iterator[Batch],
         bar: tqdm,
         save: Callable[[dict], object],
-        stop: Callable[[], bool],
+        stop: Callable[[], int],
     ) -> None:
         if self.step == 0:
             self.chosen = choose_losses(
@@ -200,9 +209,9 @@ class Training:
                 self._check()
                 self._logger.step(self.done, self.label)
                 bar.set_postfix_str(f"epoch {self.epoch + 1}/{self.epochs}, {self._shown()}")
-            if self.ranks.any(stop()):
+            if number := self.ranks.largest(stop()):
                 save(self.state_dict())
-                raise Stopped
+                raise Stopped(number)
             if self.save_every and self.done % self.save_every == 0 and self.step < self.steps:
                 save(self.state_dict())
         self._record_times()
