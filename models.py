@@ -170,7 +170,9 @@ def save_atomically(path: str | Path, data: object) -> None:
             try:
                 torch.save(data, file)
             except RuntimeError as error:  # what torch makes of the file's own error
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     write_atomically(path, write)
 

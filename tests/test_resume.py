@@ -2,7 +2,13 @@
 
 import json
 import os
+import random
+import shutil
 import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,8 @@ import torch
 from forked import Program
 
 import scripts.training
+from scripts.run_folder import load_state, save_state
+from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("time", "seconds", "seconds waiting for data")
@@ -42,8 +50,8 @@ class Runs:
 
     def of(self, results: str) -> Path:
         """The folder of the only run there."""
-        (folder,) = (self.folder / results).iterdir()
-        return folder
+        (record,) = (self.folder / results).glob("*/run.json")
+        return record.parent
 
 
 @pytest.fixture
@@ -144,3 +152,234 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(runs, tmp_path, way)
     status, output = runs.resume("parts", arguments[0]).finish()
     assert status == 0 and f"going on in {folder} from state_{step:09d}.pt" in output
     assert_the_same(runs.of("parts"), runs.of("whole"))
+
+
+# ---- killed -------------------------------------------------------------------------
+
+
+class Real:
+    """A run in a process that starts Python, and is killed while torch is being imported."""
+
+    def __init__(self, *arguments: str, output: Path) -> None:
+        self.output = output
+        with open(output, "w") as file:
+            command = [sys.executable, "-m", "train", *arguments]
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def finish(self) -> tuple[int, str]:
+        return self.process.wait(), self.output.read_text()
+
+
+class Killer:
+    """Kills runs at random moments, and counts what was hit."""
+
+    MOMENTS = "time", "writing", "saved", "logged", "start-up"
+
+    def __init__(self, runs: Runs, seed: int) -> None:
+        self.runs, self.rng = runs, random.Random(seed)
+        self.hit: Counter = Counter()
+
+    def life(self, results: str, program, moment: str) -> bool:
+        """Let a run live until a moment comes; whether it was killed, and not done by then."""
+        folder = self.runs.folder / results
+        till = self._moment(folder, moment)
+        while not program.ended() and not till():
+            time.sleep(0.0002)
+        if program.ended():
+            return False
+        program.kill()
+        status, output = program.finish()
+        if status != -signal.SIGKILL:  # it ended at that moment
+            raise AssertionError(output)
+        self.hit["kills"] += 1
+        self.hit[f"at {moment}"] += 1
+        left = [file.name for file in folder.glob("*/.*.*.*")]
+        self.hit["half a state left"] += any(name.startswith(".state") for name in left)
+        self.hit["half another file left"] += any(not name.startswith(".state") for name in left)
+        self.check(output)
+        return True
+
+    def check(self, output: str) -> None:
+        """What a run says: no error, and how it began."""
+        assert "error" not in output and "Traceback" not in output, output
+        self.hit["resumed"] += "going on in" in output
+        self.hit["began again, no state yet"] += "it begins again" in output
+        self.hit["states passed over"] += output.count("passing over")
+
+    def _moment(self, folder: Path, moment: str):
+        """Whether it has come, as a function."""
+        if moment in ("time", "start-up"):
+            end = time.monotonic() + self.rng.uniform(0, 3 if moment == "time" else 12)
+            return lambda: time.monotonic() > end
+        if moment == "logged":
+            more = self.rng.randrange(1, 1500) + self._logged(folder)
+            return lambda: self._logged(folder) > more
+        pattern = "*/.state_*" if moment == "writing" else "*/state_*.pt"
+        seen, wanted = set(folder.glob(pattern)), self.rng.randrange(1, 4)
+        before = len(seen)
+
+        def comes() -> bool:
+            seen.update(folder.glob(pattern))
+            return len(seen) - before >= wanted
+
+        return comes
+
+    @staticmethod
+    def _logged(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.glob("*/log.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(runs):
+    """SIGKILL at any moment, start-up and writing included: nothing is lost but the time."""
+    arguments = ("example_normal", "--k=2", "--random-select", "--max-epochs=3", "--save-every=1")
+    status, output = runs.start("whole", *arguments).finish()
+    assert status == 0, output
+    killer, number = Killer(runs, seed=0), 0
+    while killer.hit["kills"] < 100:
+        number += 1
+        results, alive = f"run{number}", True
+        while alive:
+            there = list((runs.folder / results).glob("*/run.json"))
+            start_up = killer.hit["at start-up"] < 10 and killer.rng.random() < 0.15
+            if start_up:
+                killer.hit["starts of Python"] += 1
+                begun = ("example_normal", "--resume") if there else (*arguments, *runs.flags)
+                program = Real(*begun, f"--results-dir={runs.folder / results}",
+                               output=runs.folder / "real.txt")  # fmt: skip
+            elif there:
+                program = runs.resume(results, "example_normal")
+            else:
+                program = runs.start(results, *arguments)
+            moment = "start-up" if start_up else killer.rng.choice(Killer.MOMENTS[:-1])
+            if killer.hit["kills"] < 100:
+                alive = killer.life(results, program, moment)
+            else:
+                alive = False
+        status, output = program.finish()
+        assert status == 0, output
+        killer.check(output)
+        assert_the_same(runs.of(results), runs.of("whole"))
+        left = [file for file in runs.of(results).iterdir() if file.name.startswith(".")]
+        assert not left
+        killer.hit["runs, all equal to the uninterrupted one"] += 1
+    print(dict(killer.hit))
+    assert killer.hit["half a state left"] > 0 and killer.hit["resumed"] > 0
+
+
+# ---- states that cannot be read, folders that cannot be written ---------------------
+
+
+def spoil(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "cut":
+        del data[len(data) // 2 :]
+    elif how == "empty":
+        data.clear()
+    elif how == "a bit":  # of a tensor: torch alone would not notice
+        data[len(data) // 2] ^= 4
+    elif how == "noise":
+        data[:] = random.Random(0).randbytes(len(data))
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "a bit", "noise"])
+def test_a_damaged_state_is_passed_over_with_a_word(tmp_path, capsys, how):
+    states = {number: {"weights": torch.full((50, 50), float(number))} for number in (1, 2, 3)}
+    for number, state in states.items():
+        save_state(tmp_path, number, state)
+    spoil(tmp_path / "state_000000003.pt", how)
+    (tmp_path / ".state_000000003.pt.abc").write_text("half")
+    assert equal(load_state(tmp_path), states[2])
+    out, err = capsys.readouterr()
+    assert "warning: passing over" in err and "state_000000003.pt, which cannot be read" in err
+    assert "from state_000000002.pt" in out
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"state_000000002.pt", "unreadable_state_000000003.pt"}
+    spoil(tmp_path / "state_000000002.pt", how)
+    with pytest.raises(UserError, match="none of the 1 states in .* can be read"):
+        load_state(tmp_path)
+    assert names == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_run_goes_on_from_the_state_before_a_damaged_one(runs):
+    arguments = ("example_normal", "--k=2", "--random-select")
+    for results, steps in (("whole", ()), ("parts", (5,))):
+        program = runs.start(results, *arguments, prepare=signals_at(*steps))
+        status, output = program.finish()
+        assert status == (143 if steps else 0), output
+    folder = runs.of("parts")
+    spoil(max(folder.glob("state_*.pt")), "a bit")
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 0 and "passing over" in output and "from state_000000003.pt" in output
+    assert_the_same(folder, runs.of("whole"))
+    for file in folder.glob("state_*.pt"):
+        spoil(file, "cut")
+    there = sorted(file.name for file in folder.iterdir())
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 2 and "none of the 2 states in" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    assert there == sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes a small disk of so many bytes at tmp_path/disk; skips where that is not allowed."""
+    place = tmp_path / "disk"
+
+    def mount(options: str) -> Path:
+        place.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting is not permitted here")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_costs_no_state(runs, disk, tmp_path):
+    arguments = ("example_normal", "--k=2", "--random-select")
+    assert runs.start("whole", *arguments).finish()[0] == 0
+    size = sum(file.stat().st_size for file in runs.of("whole").iterdir())
+    place = disk(f"size={size * 3}")
+    status, output = runs.start("disk", *arguments, prepare=signals_at(4)).finish()
+    assert status == 143, output
+    folder = runs.of("disk")
+    state = last_state(folder)
+    for free in (0, 5_000, 200_000):
+        filler = place / "filler"
+        with open(filler, "wb") as file:
+            file.write(bytes(max(0, shutil.disk_usage(place).free - free)))
+        status, output = runs.resume("disk", "example_normal").finish()
+        last = output.splitlines()[-1]
+        assert status == 2 and last.startswith(f"error: cannot write {folder}"), output
+        assert "No space left on device" in last and "Traceback" not in output
+        assert "Exception ignored" not in output
+        assert equal(last_state(folder), state)
+        assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+        filler.unlink()
+    status, output = runs.resume("disk", "example_normal").finish()
+    assert status == 0, output
+    assert_the_same(folder, runs.of("whole"))
+
+
+def test_a_folder_that_cannot_be_written(runs, disk):
+    place = disk("size=20m")
+    arguments = ("example_normal", "--k=2", "--random-select")
+    assert runs.start("disk", *arguments, prepare=signals_at(2)).finish()[0] == 143
+    folder = runs.of("disk")
+    there = sorted(file.name for file in folder.iterdir())
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    for command in (("example_normal", "--resume"), (*arguments, *runs.flags)):
+        status, output = runs._start("disk", *command).finish()
+        assert status == 2 and "Traceback" not in output, output
+        assert "Read-only file system" in output.splitlines()[-1]
+    assert there == sorted(file.name for file in folder.iterdir())
