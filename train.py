@@ -261,8 +261,10 @@ def _train(
         logger = Logger(asked.config, folder / "log.jsonl", visdom)
         pictures = Pictures(settings, realities, graph, logger, folder)
 
-    for reality in realities.values():
+    for name, reality in realities.items():
         reality.record = logger.record
+        if state:
+            reality.set_bad(state["bad"][name])
 
     # ---- measure, train, measure ----
     def evaluated() -> dict[str, float]:
@@ -285,7 +287,7 @@ def _train(
         state = {"columns": {"before": evaluated()}, "start": start, "training": None}
         if pictures:
             pictures.draw(graph, "start", "start")
-            save_state(folder, 0, state)
+            save_state(folder, 0, state | {"bad": _bad(realities)})
     phases = {} if asked.visualize else {"trained": (training, after_epoch)}
     if asked.compare_direct:
         phases["without consistency"] = training.without_consistency(), lambda: None
@@ -336,7 +338,7 @@ def _fit(
     def save(reached: dict) -> None:
         if ranks.first:
             number = before * training.epochs * training.steps + training.done
-            save_state(folder, number, {**state, "training": reached})
+            save_state(folder, number, {**state, "training": reached, "bad": _bad(realities)})
 
     try:
         training.fit(graph, realities, logger, after_epoch, state["training"], save, stop)
@@ -347,6 +349,10 @@ def _fit(
     except NotFinite as error:
         logger.close()
         raise UserError(_keep_for_replay(error, graph, realities["train"], folder, ranks)) from None
+
+
+def _bad(realities: Mapping[str, Reality]) -> dict[str, dict]:
+    return {name: reality.bad() for name, reality in realities.items()}
 
 
 def _keep_for_replay(

@@ -142,7 +142,6 @@ class Training:
             "optimizer": self._step.optimizer.state_dict(),
             "decay": self._decay.state_dict(),
             "logger": self._logger.state_dict(),
-            "bad": {name: reality.bad() for name, reality in self._realities.items()},
         }
 
     # ---- parts of fit ----------------------------------------------------------------
@@ -184,8 +183,6 @@ class Training:
         self._step.optimizer.load_state_dict(state["optimizer"])
         self._decay.load_state_dict(state["decay"])
         self._logger.load_state_dict(state["logger"])
-        for name, bad in state["bad"].items():
-            self._realities[name].set_bad(bad)
 
     def _train_epoch(
         self,
