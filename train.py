@@ -364,7 +364,7 @@ def _keep_for_replay(
     batch = {name: values.cpu() for name, values in error.batch.items()}
     save_atomically(file, {"step": error.step, "losses": error.losses, "views": views,
                            "batch": batch, "target": graph.target.state_dict()})  # fmt: skip
-    bad = [name for name, value in error.losses.items() if not math.isfinite(value)]
+    bad = [n for n, value in error.losses.items() if n != "loss" and not math.isfinite(value)]
     what = f"the loss {', '.join(bad)} is" if bad else "a gradient is"
     return (
         f"step {error.step}: {what} not finite; its batch, the names of its views and the network "

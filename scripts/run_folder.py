@@ -66,8 +66,8 @@ def recorded_flags(folder: Path, asked: Mapping, main: Callable, processes: int)
         raise UserError(f"{folder} was made by a version that could not go on with a run")
     if recorded["processes"] != processes:
         raise UserError(
-            f"the run in {folder} was begun by {recorded['processes']} processes and goes on with "
-            f"as many, not {processes}: each takes its share of a batch"
+            f"the run in {folder} was begun with {recorded['processes']} of torchrun's processes "
+            f"and goes on with as many, not {processes}: each takes its share of a batch"
         )
     flags = dict(recorded["arguments"])
     # A decay spans the epochs asked for, and a comparison is of as many epochs.

@@ -158,6 +158,31 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(runs, tmp_path, way)
     assert_the_same(runs.of("parts"), runs.of("whole"))
 
 
+def test_what_a_resumed_run_may_be_asked_for(runs):
+    """It is the run that was begun; longer where that means the same steps before."""
+    arguments = ("example_normal", "--k=2", "--random-select", "--seed=3")
+    assert runs.start("parts", *arguments, prepare=signals_at(2)).finish()[0] == 143
+    folder = runs.of("parts")
+    for flags, sentence in (
+        (("--seed=4",), "error: --seed 4: the run in"),
+        (("--resume=/nowhere",), "error: --resume /nowhere: no run's folder"),
+    ):
+        given = flags if "resume" in flags[0] else (*flags, f"--resume={folder}")
+        status, output = runs._start("parts", *given).finish()
+        assert status == 2 and output.splitlines()[-1].startswith(sentence), output
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"processes": 2}))
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 2 and "was begun with 2 of torchrun's processes" in output.splitlines()[-1]
+    (folder / "run.json").write_text(json.dumps(record))
+    # asked to go on for longer, it stays so when it is stopped and resumed once more
+    program = runs._start("parts", f"--resume={folder}", "--max-epochs=3", prepare=signals_at(5))
+    assert program.finish()[0] == 143
+    assert runs.resume("parts", "example_normal").finish()[0] == 0
+    assert last_state(folder)["training"]["progress"]["epoch"] == 3
+    assert json.loads((folder / "run.json").read_text())["command"] == record["command"]
+
+
 # ---- killed -------------------------------------------------------------------------
 
 

@@ -5,10 +5,14 @@ import shutil
 
 import pytest
 import torch
+from conftest import SCALE
 from PIL import Image
 
-from models import read_weights
+from energy import energy_configs, evaluate_losses, paths_for
+from graph import TaskGraph
+from models import load_network, read_weights, save_network
 from task_configs import TASKS
+from transfers import TRANSFERS
 
 NO_IMAGENET = (
     "--perceptual=curv,edge,reshading,depth_zbuffer,keypoints2d,keypoints3d,edge_occlusion"
@@ -188,3 +192,34 @@ def test_the_same_seed_gives_the_same_network(run, tmp_path):
         assert status == 0, output
         states.append(read_weights(next((tmp_path / folder).glob("*/*.pth")))[0])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("why, step", [("--lr=1e30", 2), ("an infinite weight", 1)])
+def test_numbers_that_are_not_finite_end_a_run_and_can_be_replayed(
+    run, networks, tmp_path, why, step
+):
+    arguments = ["example_normal", "--k=1", "--random-select"]
+    row = TRANSFERS["rgb", "normal"]
+    if why.startswith("--"):
+        arguments.append(why)
+    else:
+        folder = shutil.copytree(networks, tmp_path / "models")
+        network = row.build(SCALE)
+        load_network(network, folder / row.checkpoint)
+        next(network.parameters()).data.view(-1)[0] = float("inf")
+        save_network(folder / row.checkpoint, network, SCALE)
+        arguments.append(f"--models-dir={folder}")
+    status, output, results = run(*arguments)
+    last, file = output.splitlines()[-1], run_folder(results) / "not_finite.pt"
+    assert status == 2 and "Traceback" not in output
+    assert last.startswith(f"error: step {step}: the loss mae, percep_") and str(file) in last
+    kept = torch.load(file, weights_only=True)
+    assert kept["step"] == step and len(kept["views"]) == 4
+    assert "point_" in kept["views"][0] and not torch.tensor(kept["losses"]["mae"]).isfinite()
+    # its losses are computed again from what was kept
+    network = row.build(SCALE)
+    network.load_state_dict(kept["target"])
+    graph = TaskGraph({row.edge: network}, row.edge)
+    config = energy_configs["example_normal"]
+    values = graph.sample(paths_for(config, ["mae"]), kept["batch"])
+    assert not evaluate_losses(config, ["mae"], values)["mae"].mean().isfinite()
