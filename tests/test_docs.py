@@ -10,17 +10,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def named_tests() -> list[tuple[str, str]]:
-    """The (file, test) pairs of docs/implementation.md; "::test" alone is of the file before."""
-    text = (ROOT / "docs" / "implementation.md").read_text()
+    """The (file, test) pairs of the documents; "::test" alone is of the file before."""
     found, file = [], ""
-    for match in re.finditer(r"`(test_\w+\.py)?::(test_\w+)", text):
-        file = match[1] or file
-        found.append((file, match[2]))
+    for document in (ROOT / "docs").glob("*.md"):
+        for match in re.finditer(r"`(test_\w+\.py)?::(test_\w+)", document.read_text()):
+            file = match[1] or file
+            found.append((file, match[2]))
     return found
 
 
 @pytest.mark.parametrize("file, test", sorted(set(named_tests())))
-def test_implementation_notes_name_tests_that_exist(file, test):
+def test_documents_name_tests_that_exist(file, test):
     folder = ROOT / "tests" / ("golden" if file.startswith("test_golden") else "")
     assert f"\ndef {test}(" in (folder / file).read_text()
 

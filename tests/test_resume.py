@@ -63,8 +63,8 @@ def runs(rooms, networks, tmp_path) -> Runs:
     return Runs(rooms, networks, tmp_path)
 
 
-def signals_at(*steps: int, number: int = signal.SIGTERM):
-    """For `prepare`: the process gets a signal during each of those steps, counted from 1."""
+def signals_at(*steps: int, number: int = signal.SIGTERM, times: int = 1):
+    """For `prepare`: the process gets signals during each of those steps, counted from 1."""
 
     def prepare() -> None:
         call, count = scripts.training.Step.__call__, 0
@@ -72,7 +72,7 @@ def signals_at(*steps: int, number: int = signal.SIGTERM):
         def counted(*arguments):
             nonlocal count
             count += 1
-            if count in steps:
+            for _ in range(times if count in steps else 0):
                 os.kill(os.getpid(), number)
             return call(*arguments)
 
@@ -156,6 +156,19 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(runs, tmp_path, way)
     status, output = runs.resume("parts", arguments[0]).finish()
     assert status == 0 and f"going on in {folder} from state_{step:09d}.pt" in output
     assert_the_same(runs.of("parts"), runs.of("whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_and_their_exit_status(runs, number):
+    """The first lets the step end and saves; the second ends the process at once."""
+    arguments = ("example_normal", "--k=1", "--random-select")
+    status, output = runs.start("one", *arguments, prepare=signals_at(2, number=number)).finish()
+    assert status == 128 + number and f"{number.name}: finishing the step" in output, output
+    assert last_state(runs.of("one"))["training"]["progress"]["step"] == 2
+    twice = signals_at(2, number=number, times=2)
+    status, output = runs.start("two", *arguments, prepare=twice).finish()
+    assert status == 128 + number and "goes on" not in output, output
+    assert last_state(runs.of("two"))["training"] is None
 
 
 def test_what_a_resumed_run_may_be_asked_for(runs):
