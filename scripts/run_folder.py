@@ -125,8 +125,6 @@ def load_state(folder: Path) -> dict | None:
     run left half-written is removed. Raises UserError where no state can be read though
     there are some.
     """
-    for left in folder.glob(".*.*.*"):  # of write_atomically
-        left.unlink(missing_ok=True)
     files, broken = _states(folder), []
     for file in reversed(files):
         try:
@@ -136,14 +134,25 @@ def load_state(folder: Path) -> dict | None:
             print(f"warning: passing over {file}, which cannot be read: {reason}", file=sys.stderr)
             broken.append(file)
             continue
-        for other in broken:
-            other.rename(other.with_name(f"unreadable_{other.name}"))
+        _tidy(folder, broken)
         print(f"going on in {folder} from {file.name}")
         return state
     if files:
         raise UserError(f"none of the {len(files)} states in {folder} can be read")
+    _tidy(folder, [])
     print(f"the run in {folder} had saved no state yet: it begins again")
     return None
+
+
+def _tidy(folder: Path, broken: list[Path]) -> None:
+    """Rename what cannot be read; remove what a killed run left half-written."""
+    try:
+        for file in broken:
+            file.rename(file.with_name(f"unreadable_{file.name}"))
+        for left in folder.glob(".*.*.*"):  # as write_atomically calls them
+            left.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
 
 def _read_state(file: Path) -> dict:
