@@ -677,6 +677,7 @@ class Reality:
         return {"files": self.bad_files, "views": sorted(self.bad_views), "seen": self._seen}
 
     def set_bad(self, bad: Mapping) -> None:
+        """Go on from what `bad` gave."""
         self.bad_files, self.bad_views = dict(bad["files"]), set(bad["views"])
         self._seen = bad["seen"]
 

@@ -261,6 +261,8 @@ def _train(
         logger = Logger(asked.config, folder / "log.jsonl", visdom)
         pictures = Pictures(settings, realities, graph, logger, folder)
 
+    if state:
+        logger.load_state_dict(state["logger"])
     for name, reality in realities.items():
         reality.record = logger.record
         if state:
@@ -287,7 +289,7 @@ def _train(
         state = {"columns": {"before": evaluated()}, "start": start, "training": None}
         if pictures:
             pictures.draw(graph, "start", "start")
-            save_state(folder, 0, state | {"bad": _bad(realities)})
+            save_state(folder, 0, state | _said(logger, realities))
     phases = {} if asked.visualize else {"trained": (training, after_epoch)}
     if asked.compare_direct:
         phases["without consistency"] = training.without_consistency(), lambda: None
@@ -338,7 +340,8 @@ def _fit(
     def save(reached: dict) -> None:
         if ranks.first:
             number = before * training.epochs * training.steps + training.done
-            save_state(folder, number, {**state, "training": reached, "bad": _bad(realities)})
+            said = _said(logger, realities)
+            save_state(folder, number, {**state, "training": reached, **said})
 
     try:
         training.fit(graph, realities, logger, after_epoch, state["training"], save, stop)
@@ -351,8 +354,10 @@ def _fit(
         raise UserError(_keep_for_replay(error, graph, realities["train"], folder, ranks)) from None
 
 
-def _bad(realities: Mapping[str, Reality]) -> dict[str, dict]:
-    return {name: reality.bad() for name, reality in realities.items()}
+def _said(logger: Logger, realities: Mapping[str, Reality]) -> dict[str, dict]:
+    """What a state holds so that a resumed run says nothing twice."""
+    bad = {name: reality.bad() for name, reality in realities.items()}
+    return {"logger": logger.state_dict(), "bad": bad}
 
 
 def _keep_for_replay(

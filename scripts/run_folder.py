@@ -64,9 +64,9 @@ def recorded_flags(folder: Path, asked: Mapping, main: Callable, processes: int)
     recorded = _read(folder / "run.json")
     if "arguments" not in recorded:
         raise UserError(f"{folder} was made by a version that could not go on with a run")
-    if recorded["processes"] != processes:
+    if (begun_by := recorded["processes"]) != processes:
         raise UserError(
-            f"the run in {folder} was begun with {recorded['processes']} of torchrun's processes "
+            f"the run in {folder} was begun by {begun_by} process{'es' if begun_by > 1 else ''} "
             f"and goes on with as many, not {processes}: each takes its share of a batch"
         )
     flags = dict(recorded["arguments"])

@@ -131,7 +131,7 @@ class Training:
                     raise Stopped(number)
 
     def state_dict(self) -> dict:
-        """Everything that the rest of the training depends on."""
+        """Everything that the rest of the training depends on, but for the log's state."""
         self._check()
         return {
             "progress": {name: getattr(self, name) for name in PROGRESS},
@@ -141,7 +141,6 @@ class Training:
             "target": self._graph.target.state_dict(),
             "optimizer": self._step.optimizer.state_dict(),
             "decay": self._decay.state_dict(),
-            "logger": self._logger.state_dict(),
         }
 
     # ---- parts of fit ----------------------------------------------------------------
@@ -182,7 +181,6 @@ class Training:
         self._graph.target.load_state_dict(state["target"])
         self._step.optimizer.load_state_dict(state["optimizer"])
         self._decay.load_state_dict(state["decay"])
-        self._logger.load_state_dict(state["logger"])
 
     def _train_epoch(
         self,

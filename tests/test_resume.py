@@ -106,7 +106,7 @@ def assert_the_same(ours: Path, theirs: Path) -> None:
     """Weights, optimiser, choices, curves and table of two runs, but for the log's length."""
     states = [last_state(folder) for folder in (ours, theirs)]
     for state in states:
-        del state["training"]["logger"]["length"]  # times have more digits or fewer
+        del state["logger"]["length"]  # times have more digits or fewer
     for name in states[0]["training"]:
         assert equal(states[0]["training"][name], states[1]["training"][name]), name
     assert equal(*states)
@@ -158,6 +158,18 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(runs, tmp_path, way)
     assert_the_same(runs.of("parts"), runs.of("whole"))
 
 
+def test_a_run_killed_after_its_first_state_says_nothing_twice(runs):
+    """The state before training, where the log has more by now."""
+    arguments = ("example_normal", "--k=1", "--random-select")
+    assert runs.start("whole", *arguments).finish()[0] == 0
+    killed = signals_at(2, number=signal.SIGKILL)
+    status, _ = runs.start("parts", *arguments, prepare=killed).finish()
+    assert status == -signal.SIGKILL
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 0 and "from state_000000000.pt" in output, output
+    assert_the_same(runs.of("parts"), runs.of("whole"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_and_their_exit_status(runs, number):
     """The first lets the step end and saves; the second ends the process at once."""
@@ -186,7 +198,10 @@ def test_what_a_resumed_run_may_be_asked_for(runs):
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"processes": 2}))
     status, output = runs.resume("parts", "example_normal").finish()
-    assert status == 2 and "was begun with 2 of torchrun's processes" in output.splitlines()[-1]
+    assert (
+        status == 2
+        and "was begun by 2 processes and goes on with as many, not 1" in output.splitlines()[-1]
+    )
     (folder / "run.json").write_text(json.dumps(record))
     # asked to go on for longer, it stays so when it is stopped and resumed once more
     program = runs._start("parts", f"--resume={folder}", "--max-epochs=3", prepare=signals_at(5))
