@@ -135,8 +135,9 @@ class Logger:
     def _give_up(self) -> None:
         """Close the file without what could not be written, so that nothing tries again."""
         file, self._file = self._file, None
-        with suppress(OSError):
-            file.close()
+        if file:
+            with suppress(OSError):
+                file.close()
 
     def close(self) -> None:
         """Close the file; waits a few seconds at most for Visdom to show the rest of it."""

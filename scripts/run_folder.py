@@ -90,8 +90,9 @@ def write_record(folder: Path, record: Mapping) -> dict:
     """Write run.json and return it; a run that goes on keeps the command it was begun with."""
     file = folder / "run.json"
     begun = {"command": _read(file)["command"]} if file.exists() else {}
-    write_json(file, record := {**record, **begun})
-    return record
+    kept = {**record, **begun}
+    write_json(file, kept)
+    return kept
 
 
 def _read(file: Path) -> dict:
