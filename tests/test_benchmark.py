@@ -30,7 +30,7 @@ def test_step_beside_the_published_schedule(small, capsys):
     rows = [line.split("|")[1:-1] for line in text.splitlines() if re.match(r"\| \d", line)]
     step, cost = rows[:2], rows[2:]
     assert [row[0].strip() for row in step] == ["8", "2"]
-    assert all(0 < float(row[-1]) < 1e-4 for row in step)
+    assert all(0 < float(row[-2]) < 1e-4 and float(row[-1]) < 1e-12 for row in step)
     assert [(int(k), int(batch)) for k, batch, *_ in cost] == [
         (0, 2), (1, 2), (2, 2), (4, 2), (8, 2), (2, 2), (2, 4), (2, 8),
     ]  # fmt: skip
