@@ -37,10 +37,11 @@ from scripts.measuring import (
     forward_only,
 )
 from scripts.precision import check_precision
-from scripts.setting import SHIPPED, one_of
+from scripts.setting import one_of
 from transfers import FULL_SIZE, TRANSFERS, Scale
-from utils import UserError, command_line, read_job
+from utils import ROOT, UserError, command_line, read_job
 
+DEMO_MODELS = ROOT / "assets" / "demo_models"  # trained on rooms, shipped
 TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
 
 
@@ -227,7 +228,7 @@ def load_predictor(
     missing = _names_of_missing(paths, target, variants)
     stands_in = model is None and models_dir is None and bool(missing)
     if stands_in or model == "rooms":
-        folder = SHIPPED
+        folder = DEMO_MODELS
         paths = _checkpoints(folder, target, variants)
     if lacking := _names_of_missing(paths, target, variants):
         raise UserError(f"no {lacking} in {folder}: {_ways(task)}")
@@ -240,7 +241,7 @@ def load_predictor(
         networks[variant] = transfer.build(scale).to(device).eval()
         load_network(networks[variant], path, scale)
     note = f"networks: {folder} ({scale})"
-    if folder == SHIPPED:
+    if folder == DEMO_MODELS:
         reason = f", as models/ lacks {missing}" if stands_in else ""
         note = (
             f"networks: the small rooms networks shipped with the project ({scale}; results are "

@@ -271,7 +271,7 @@ def test_rooms_networks_stand_in(models, picture, tmp_path, monkeypatch):
     class Job:
         models_dir = tmp_path / "models"
 
-    monkeypatch.setattr(demo, "SHIPPED", models)
+    monkeypatch.setattr(demo, "DEMO_MODELS", models)
     monkeypatch.setattr(demo, "read_job", lambda: Job)
     cpu = torch.device("cpu")
     predictor = demo.load_predictor("normal", demo.VARIANTS, None, None, cpu)
@@ -289,6 +289,18 @@ def test_rooms_networks_stand_in(models, picture, tmp_path, monkeypatch):
         warnings.simplefilter("error")
         demo.predict(picture)  # loaded once, said once
     demo._kept_predictor.cache_clear()
+
+
+@pytest.mark.parametrize("task", demo.TARGETS)
+def test_the_shipped_networks(task, picture):
+    predictor = demo.load_predictor(task, demo.VARIANTS, "rooms", None, torch.device("cpu"))
+    assert predictor.scale == Scale(128, 8, 4)
+    inputs = predictor.prepare(picture, None)[None]
+    with torch.inference_mode():
+        baseline, consistency = predictor.predict(inputs, None).values()
+    assert baseline.shape[-2:] == consistency.shape[-2:] == (256, 256)
+    assert 0.002 < float((baseline - consistency).abs().mean()) < 0.2  # two, and alike
+    assert all(file.stat().st_size < 4e6 for file in demo.DEMO_MODELS.iterdir())
 
 
 @pytest.mark.parametrize("name", checkpoint_names("depth_zbuffer", "baseline"))
