@@ -99,8 +99,9 @@ def _members(archive: Path) -> Iterator[Member]:
 
 
 def _check_name(archive: Path, name: str) -> None:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
+    path = PurePosixPath(name.replace("\\", "/"))
+    parts = path.parts
+    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0] or "\0" in name:
         _refuse(archive, name, "its name leads out of the folder")
 
 

@@ -65,7 +65,8 @@ def test_good_archives_are_unpacked_over_what_is_there(tmp_path, form):
     assert files(folder) == expected
 
 
-EVIL_NAMES = ["../evil", "/tmp/xtc-evil", "a/../../evil", "..\\evil", "C:\\evil", "a/.."]
+EVIL_NAMES = ["../evil", "/tmp/xtc-evil", "//tmp/xtc-evil", "///tmp/xtc-evil", "a/../../evil",
+              "..\\evil", "C:\\evil", "a/.."]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EVIL_NAMES)
