@@ -14,6 +14,7 @@ import torch
 
 from energy import get_config
 from scripts.benchmark_data import loader_table
+from scripts.benchmark_modes import modes_table
 from scripts.benchmark_step import (
     Row,
     Setup,
@@ -33,6 +34,7 @@ PARTS = {
     "memory": ("Peak memory of a step with all losses", memory_table),
     "cost": ("Cost over k and over the batch", cost_table),
     "speed": ("Share of the device's speed", speed_table),
+    "modes": ("Training on rooms in every mode, from the shipped networks", modes_table),
     "loader": ("Loading a view, one process", loader_table),
     "forward": ("Forward only", forward_table),
 }
@@ -43,8 +45,8 @@ def main(
     config: str = "multiperceptual_normal",
     parts: list | None = None,
     image_size: int | None = None,
-    width: int = 16,
-    levels: int = 6,
+    width: int | None = None,
+    levels: int | None = None,
     batch_size: int | None = None,
     repeats: int = 3,
     precision: str = "fp32",
@@ -64,12 +66,13 @@ def main(
 
     Args:
         config: the energy configuration.
-        parts: some of step, memory, cost, speed, loader, forward, comma-separated (default:
-            all).
-        image_size: pixels of the images' side (default: 128, on a GPU 256).
-        width: channels of the networks' first level (16: the published networks).
-        levels: halvings in the deepest networks (6: the published networks).
-        batch_size: views a step (default: 2, on a GPU 64).
+        parts: some of step, memory, cost, speed, modes, loader, forward, comma-separated
+            (default: all).
+        image_size: pixels of the images' side (default: on a GPU 256, as published, else 64, as
+            training on the embedded rooms).
+        width: channels of the networks' first level (default: likewise 16 or 8).
+        levels: halvings in the deepest networks (default: likewise 6 or 4).
+        batch_size: views a step (default: likewise 64 or 16).
         repeats: how often each way is timed.
         precision: fp32, tf32 or bf16, of this project's step; the published one has fp32.
         compile: compile the networks, for this project's step.
@@ -87,8 +90,9 @@ def main(
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
-    scale = Scale(image_size or (256 if cuda else 128), width, levels)
-    batch_size = batch_size or (64 if cuda else 2)
+    usual = Scale() if cuda else Scale(64, 8, 4)
+    scale = Scale(image_size or usual.image_size, width or usual.width, levels or usual.levels)
+    batch_size = batch_size or (64 if cuda else 16)
     setup = Setup(config, scale, batch_size, device, repeats, precision, compile, channels_last)
     tables = {}
     for part, (title, measure) in PARTS.items():
@@ -129,7 +133,7 @@ def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> s
 
 def write_report(target: Path, text: str, setup: Setup) -> None:
     """Put the report into its part of the file; the other parts stay."""
-    heading = f"## {setup.device.type}, {setup.how}\n"
+    heading = f"## {setup.device.type}, {setup.how}: {setup.scale}, batch {setup.batch_size}\n"
     before = target.read_text() if target.exists() else "# Benchmarks\n"
     sections = [s for s in re.split(r"(?m)^(?=## )", before) if not s.startswith(heading)]
     kept = [section.rstrip() + "\n\n" for section in sections]

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from datasets import TaskDataset, View, find_buildings, find_views
+from datasets import TaskDataset
 from energy import get_config, perceptual_losses
 from scripts import make_rooms, pack
 from scripts.benchmark_step import Row, Setup, alternating, ratio
 from scripts.setting import tasks_of
+from scripts.views import View, find_buildings, find_views
 from task_configs import ImageTask, blur, identity, smooth
 from utils import UserError
 

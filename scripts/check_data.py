@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import Place, View, find_places
+from scripts.views import Place, View, find_places
 from task_configs import FORMATS, READ_ERRORS, TASKS, ImageTask, check_size, get_task
 from utils import UserError, command_line
 

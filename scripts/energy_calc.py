@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import Reality, TaskDataset, View, find_buildings, find_views, split_buildings
+from datasets import Reality, TaskDataset
 from energy import ENERGY_DOMAINS, energy_configs
 from graph import TaskGraph
 from scripts.energy_plots import plot_energy
@@ -37,6 +37,7 @@ from scripts.measuring import (
 from scripts.precision import check_precision
 from scripts.setting import Setting, one_of
 from scripts.tables import check_folder, read_table, write_csv, write_json
+from scripts.views import View, find_buildings, find_views, split_buildings
 from task_configs import get_task
 from utils import UserError, command_line, read_job
 

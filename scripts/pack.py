@@ -20,19 +20,9 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from datasets import (
-    PACK_INDEX,
-    PACK_VERSION,
-    Place,
-    Reality,
-    TaskDataset,
-    encoding_of,
-    find_buildings,
-    find_pack,
-    find_places,
-    find_views,
-    packed,
-)
+from datasets import Reality, TaskDataset
+from scripts.packed import PACK_INDEX, PACK_VERSION, encoding_of, find_pack, packed
+from scripts.views import Place, find_buildings, find_places, find_views
 from task_configs import TASKS, ImageTask, get_task
 from utils import UserError, command_line, write_atomically
 

@@ -15,15 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from datasets import (
-    Reality,
-    TaskDataset,
-    TrainTaskDataset,
-    View,
-    find_buildings,
-    find_views,
-    split_buildings,
-)
+from datasets import Reality, TaskDataset, TrainTaskDataset
 from energy import (
     direct_only,
     energy_configs,
@@ -38,6 +30,7 @@ from models import find_scale, imagenet_weights, load_network
 from modules import ResNetClass
 from scripts.make_rooms import make_rooms
 from scripts.ranks import Ranks
+from scripts.views import View, find_buildings, find_views, split_buildings
 from task_configs import TASKS, ImageTask, get_task
 from transfers import TRANSFERS, Edge, Scale, Transfer, get_transfer, transfer_by_name
 from utils import ROOT, Job, UserError, nearest

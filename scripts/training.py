@@ -160,7 +160,6 @@ class Training:
         self._rng = random.Random(self.seed)
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
         self._yardsticks: dict[tuple, Tensor] = {}
-        self._waited, self._since = 0.0, time.monotonic()
         if state is None:
             self._validate()
         else:
@@ -193,6 +192,7 @@ class Training:
                 text = f"epoch {self.epoch}: {', '.join(self.chosen) or 'none'}"
                 self._logger.text("chosen losses", text)
         self._graph.train()
+        self._waited, self._since = 0.0, time.monotonic()
         while self.step < self.steps:
             self._train_step(batches)
             bar.update(self._realities["train"].batch_size * self.ranks.count)
@@ -225,7 +225,6 @@ class Training:
         self._logger.record(
             {"epoch": self.epoch, "seconds": seconds, "seconds waiting for data": self._waited}
         )
-        self._waited, self._since = 0.0, time.monotonic()
 
     def _check(self) -> None:
         """Raises NotFinite if one of the last steps was bad: the only look at the device."""

@@ -29,7 +29,7 @@ SCALE = Scale(32, 8)
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory) -> Path:
     """Rendered rooms: two training buildings, one of val, one of test, four views each."""
-    from datasets import _read_split
+    from scripts.views import _read_split
 
     split = _read_split(ROOT / "config" / "split_rooms.txt")
     buildings = [*split["train"][:2], split["val"][0], split["test"][0]]

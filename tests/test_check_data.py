@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import find_buildings, find_views
 from scripts.check_data import aligned, check_view
+from scripts.views import find_buildings, find_views
 from task_configs import TASKS
 
 RGB, NORMAL, DEPTH = (TASKS[name] for name in ("rgb", "normal", "depth_zbuffer"))

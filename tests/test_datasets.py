@@ -16,14 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import datasets
-from datasets import (
+from datasets import BadView, EndlessSampler, ImageDataset, Reality, TaskDataset, TrainTaskDataset
+from scripts.views import (
     LAYOUTS,
-    BadView,
-    EndlessSampler,
-    ImageDataset,
-    Reality,
-    TaskDataset,
-    TrainTaskDataset,
     View,
     find_buildings,
     find_layout,

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from golden.recipe import fill  # noqa: E402
 
-from datasets import Reality, TaskDataset, View, find_views  # noqa: E402
+from datasets import Reality, TaskDataset  # noqa: E402
 from energy import ENERGY_DOMAINS, energy_configs, evaluate_losses, paths_for  # noqa: E402
 from graph import edges_of  # noqa: E402
 from models import save_network  # noqa: E402
@@ -26,6 +26,7 @@ from scripts.energy_statistics import (  # noqa: E402
     statistics,
 )
 from scripts.images import open_image, square  # noqa: E402
+from scripts.views import View, find_views  # noqa: E402
 from task_configs import get_task  # noqa: E402
 from transfers import TRANSFERS, Scale  # noqa: E402
 from utils import UserError  # noqa: E402

@@ -6,17 +6,11 @@ import shutil
 import pytest
 import torch
 
-from datasets import (
-    LAYOUTS,
-    Reality,
-    TaskDataset,
-    find_buildings,
-    find_pack,
-    find_views,
-    split_buildings,
-)
+from datasets import Reality, TaskDataset
 from models import read_weights
 from scripts.pack import Encoded
+from scripts.packed import find_pack
+from scripts.views import LAYOUTS, find_buildings, find_views, split_buildings
 from task_configs import TASKS
 
 WITH_FILES = [task for task in TASKS.values() if task.name != "imagenet"]

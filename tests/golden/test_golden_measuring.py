@@ -6,12 +6,13 @@ from PIL import Image
 from recipe import FOLDER, fill, on_meta, read
 
 import demo
-from datasets import Reality, TaskDataset, find_views
+from datasets import Reality, TaskDataset
 from energy import energy_configs
 from graph import TaskGraph, edges_of
 from models import save_network
 from scripts import energy_calc
 from scripts.energy_statistics import pearson, spearman, standardised, statistics
+from scripts.views import find_views
 from task_configs import get_task
 from transfers import TRANSFERS, Scale
 

@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from recipe import FOLDER, TRIMMED, arrays, batch_of, graph_of, images, read, thinned
 
-from datasets import TaskDataset, View
+from datasets import TaskDataset
 from energy import energy_configs, error_map
 from logger import PADDING, Logger, in_order, montage
 from scripts.pictures import Pictures
+from scripts.views import View
 from task_configs import TASKS
 
 PLOTS = "plots.npz"

@@ -8,11 +8,12 @@ change results, the failing test prints the new ones.
 import torch
 from recipe import fill
 
-from datasets import Reality, TaskDataset, View
+from datasets import Reality, TaskDataset
 from energy import energy_configs, perceptual_losses
 from graph import TaskGraph, edges_of
 from logger import Logger
 from scripts.training import Training
+from scripts.views import View
 from task_configs import TASKS
 from transfers import TRANSFERS, Scale
 
