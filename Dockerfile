@@ -28,8 +28,8 @@ RUN --mount=type=cache,target=/root/.cache/uv \
       cuda) uv sync --frozen --no-dev ;; \
       cpu) uv venv \
            && sed -E '/^(nvidia-|cuda-|triton)/d' requirements.txt >/tmp/requirements.txt \
-           && uv pip install --torch-backend cpu --build-constraint build-constraints.txt \
-                --requirement /tmp/requirements.txt ;; \
+           && uv pip install --python .venv --torch-backend cpu \
+                --build-constraint build-constraints.txt --requirement /tmp/requirements.txt ;; \
       *) echo "TORCH is cuda or cpu, not ${TORCH}" >&2; exit 1 ;; \
     esac
 # Visdom fetches the scripts of its page at its first start, into a folder that only root may

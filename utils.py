@@ -85,9 +85,9 @@ def help_text(main: Callable, program: str) -> str:
 
 def _value_name(parameter: inspect.Parameter) -> str:
     """How help calls the value of a flag: " N" for a number, else by the flag's last word."""
-    if isinstance(parameter.default, bool):
-        return ""
     kinds = str(parameter.annotation)
+    if isinstance(parameter.default, bool):
+        return " [VALUE]" if "str" in kinds else ""
     number = "int" in kinds or "float" in kinds
     return " N" if number else f" {parameter.name.split('_')[-1].upper()}"
 
@@ -96,6 +96,7 @@ def _check_words(main: Callable, arguments: list[str]) -> None:
     parameters = inspect.signature(main).parameters
     flags = {"--" + name.replace("_", "-"): p for name, p in parameters.items()}
     words = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    needed = {flag for flag, p in flags.items() if p.default is p.empty}
     queue = list(arguments)
     while queue:
         token = queue.pop(0)
@@ -105,18 +106,23 @@ def _check_words(main: Callable, arguments: list[str]) -> None:
         if not token.startswith("--"):
             if not words:
                 raise UserError(f"unexpected word {token!r}: the flags are {', '.join(flags)}")
-            words.pop(0)
+            needed.discard("--" + words.pop(0).name.replace("_", "-"))
             continue
         flag, equals, _ = token.partition("=")
         flag = flag.replace("_", "-")
         if flag not in flags:
             raise UserError(f"unknown flag {flag}{nearest(flag, flags)} (--help lists the flags)")
+        needed.discard(flag)
         if isinstance(flags[flag].default, bool):
             optional = "str" in str(flags[flag].annotation)  # such a switch may have a value
             if queue and (queue[0] in ("True", "False") or optional and queue[0][:2] != "--"):
                 queue.pop(0)
         elif not equals and (not queue or queue.pop(0).startswith("--")):
             raise UserError(f"{flag} needs a value")
+    for flag, parameter in flags.items():
+        if flag in needed:
+            name = flag if parameter.kind is parameter.KEYWORD_ONLY else parameter.name
+            raise UserError(f"{name} is needed (--help says more)")
 
 
 def _checked(main: Callable) -> Callable:

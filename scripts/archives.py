@@ -60,7 +60,8 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _unpack_aside(archive: Path, aside: Path) -> list[str]:
+def _unpack_aside(archive: Path, aside: Path) -> list[Path]:
+    """The files' paths below `aside`, each once: of a name that comes twice the last one counts."""
     left = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
     names = []
     for member in _members(archive):
@@ -76,8 +77,8 @@ def _unpack_aside(archive: Path, aside: Path) -> list[str]:
             shutil.copyfileobj(source, file)
         if target.stat().st_size != member.size:
             raise UserError(f"cannot unpack {archive}: {member.name} is cut off")
-        names.append(member.name)
-    return names
+        names.append(target.relative_to(aside))
+    return list(dict.fromkeys(names))
 
 
 def _members(archive: Path) -> Iterator[Member]:
@@ -99,8 +100,9 @@ def _members(archive: Path) -> Iterator[Member]:
 
 
 def _check_name(archive: Path, name: str) -> None:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
+    path = PurePosixPath(name.replace("\\", "/"))
+    parts = path.parts
+    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0] or "\0" in name:
         _refuse(archive, name, "its name leads out of the folder")
 
 

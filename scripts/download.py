@@ -90,8 +90,8 @@ def main(
         quiet: no progress bar.
     """
     if what not in SOURCES:
-        hint = nearest(str(what), SOURCES)
-        raise UserError(f"what to fetch? {', '.join(SOURCES)}, not {what}{hint}")
+        wrong = f", not {what}{nearest(what, SOURCES)}" if what else ""
+        raise UserError(f"what to fetch? {', '.join(SOURCES)}{wrong}")
     if what != "data" and (buildings or domains):
         raise UserError("--buildings and --domains are for data")
     mirror = _mirror()

@@ -76,7 +76,8 @@ def plot_shifts(stem: Path, rows: Mapping[str, Sequence], title: str) -> None:
             axes.annotate(f"{rows['auc'][i]:.2f}", (label, low), xytext=(0, -5), va="top",
                           textcoords="offset points", ha="center", fontsize="small")  # fmt: skip
         axes.set_xlabel(kind)
-        axes.margins(x=0.15, y=0.15)
+        axes.margins(y=0.15)
+        axes.set_xlim(-0.4, len(labels) - 0.6)  # margins in x are lost where an axis is shared
         if position == 0:
             axes.set_ylabel("energy ± se (mean absolute deviations)", color=BLUE)
         if "error" in rows:

@@ -97,10 +97,10 @@ def _needed(name: str | None) -> list[Transfer]:
         return [row]
     if name not in energy_configs:
         known = [*energy_configs, "all"]
-        raise UserError(
-            f"no configuration or transfer {name!r}{nearest(str(name), known)} "
-            f"(there are: {', '.join(known)})"
-        )
+        there = f"there are: {', '.join(known)}, and the transfers"
+        if name is None:
+            raise UserError(f"which networks? Those of a configuration ({there})")
+        raise UserError(f"no configuration or transfer {name!r}{nearest(name, known)} ({there})")
     return [get_transfer(*edge) for edge in edges_of(get_config(name)["paths"])]
 
 

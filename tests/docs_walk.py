@@ -21,7 +21,8 @@ from utils import ROOT, command_line
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in
                                                      (ROOT / "docs").glob("*.md"))]  # fmt: skip
 FIRST_WORDS = (
-    r"(make|python|pip|uv|docker|visdom|source|conda|XTC_\w+=\S*|\.venv/\S+|tools/\S+)( |$)"
+    r"(make|python|torchrun|pip|uv|docker|visdom|source|conda|XTC_\w+=\S*|\.venv/\S+|tools/\S+)"
+    r"( |$)"
 )
 
 SKIPPED = [  # (what the command holds, why it does not run here)
@@ -33,7 +34,7 @@ SKIPPED = [  # (what the command holds, why it does not run here)
     (r"\b[A-Z]{4,}\b(?!=)", "a pattern: its capitals stand for names and numbers"),
     (r"^make (test-all|check|docs-test)", "holds `make test`, which runs"),
 ]
-TRAINER = r"^python (-m train|-m scripts\.train_edges|my_\w+\.py) (?!--help)"
+TRAINER = r"^(python|torchrun .*?) (-m train|-m scripts\.train_edges|my_\w+\.py) (?!--help)"
 SHORTENED = [  # (what the command holds, the flags that cut it short)
     (TRAINER, "--max-epochs 1 --steps-per-epoch 5 --batch-size 8"),
 ]

@@ -65,7 +65,16 @@ def test_good_archives_are_unpacked_over_what_is_there(tmp_path, form):
     assert files(folder) == expected
 
 
-EVIL_NAMES = ["../evil", "/tmp/xtc-evil", "a/../../evil", "..\\evil", "C:\\evil", "a/.."]
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_of_a_name_that_comes_twice_the_last_one_counts(tmp_path, make):
+    archive = make(tmp_path / "a", ("b/c", b"1"), ("./b//c", b"2"), ("b/c", b"3"))
+    assert unpack(archive, tmp_path / "to") == 1
+    assert files(tmp_path / "to") == {"b/c": b"3"}
+
+
+EVIL_NAMES = ["../evil", "/tmp/xtc-evil", "//tmp/xtc-evil", "///tmp/xtc-evil", "a/../../evil",
+              "..\\evil", "C:\\evil", "a/.."]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EVIL_NAMES)

@@ -37,9 +37,11 @@ def test_every_command_of_the_documents_is_found():
     assert {"make train", "make test"} <= set(texts)
     for command in commands:
         assert re.match(docs_walk.FIRST_WORDS, command.text), command
-    in_text = re.findall(r"^    (?:python|make|docker) ", (ROOT / "README.md").read_text(), re.M)
+    in_text = re.findall(
+        r"^    (?:python|make|docker|torchrun) ", (ROOT / "README.md").read_text(), re.M
+    )
     assert len(in_text) == sum(
-        re.match("python|make|docker", c.text) is not None
+        re.match("python|make|docker|torchrun", c.text) is not None
         for c in commands if c.document == "README.md"
     )  # fmt: skip
 
@@ -58,3 +60,13 @@ def test_links_and_commands_name_what_is_there(document):
         assert (ROOT / document).parent.joinpath(target).exists(), target
     for module in re.findall(r"python -m (?!pytest)([\w.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_the_readme_names_every_module():
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("\n## Files\n") :]
+    for file in [*ROOT.glob("*.py"), *(ROOT / "modules").glob("*.py")]:
+        name = file.name if file.parent == ROOT else file.stem
+        assert name == "__init__" or f"`{name}`" in table, name
+    for file in (ROOT / "scripts").glob("*.py"):
+        assert file.stem == "__init__" or f"`{file.stem}`" in table, file

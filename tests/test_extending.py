@@ -14,6 +14,7 @@ import energy
 import task_configs
 import transfers
 from models import save_network
+from scripts import views
 from transfers import Scale
 from utils import ROOT
 
@@ -21,13 +22,13 @@ SCALE = Scale(32, 8)
 README = (ROOT / "README.md").read_text()
 TEXT = README + (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(r"^    python (my_\w+\.py .*)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^    python (my_\w+\.py (?!.*/data/).*)$", TEXT, re.MULTILINE)
 
 
 @pytest.fixture
 def example(tmp_path):
     """Write an example into a folder of its own; afterwards the tables are as before."""
-    tables = task_configs.TASKS, transfers.TRANSFERS, energy.energy_configs
+    tables = task_configs.TASKS, transfers.TRANSFERS, energy.energy_configs, views.LAYOUTS
     before = [dict(table) for table in tables]
 
     def write(name: str) -> str:
@@ -94,3 +95,17 @@ def test_a_domain_with_files_of_its_own(example, tmp_path):
     path.parent.mkdir(parents=True)
     Image.fromarray(np.array([[0, 1000], [4000, 65535]], np.uint16)).save(path)
     assert heat.load(path, image_size=2).tolist() == [[[0.0, 0.25], [1.0, 1.0]]]
+
+
+def test_files_in_a_layout_of_ones_own(example, rooms, tmp_path):
+    runpy.run_path(example("my_layout.py"))
+    tasks = [task_configs.TASKS[name] for name in ("rgb", "normal")]
+    found = views.find_views(tasks, [rooms], views.find_buildings([rooms]))
+    for view in found:
+        for task in tasks:
+            link = tmp_path / "own" / view.building / view.name / f"{task.folder}.png"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(view.path(task))
+    own = views.find_views(tasks, [tmp_path / "own"], views.find_buildings([tmp_path / "own"]))
+    assert [(v.building, v.name) for v in own] == [(v.building, v.name) for v in found]
+    assert {view.layout for view in own} == {"a folder a view"}

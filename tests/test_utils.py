@@ -87,6 +87,18 @@ def test_wrong_words_are_one_sentence_and_status_2(call, arguments, sentence):
     assert error.startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    "arguments, missing", [([], "data_dir"), (["d"], "--to"), (["--to", "x"], "data_dir")]
+)
+def test_what_is_needed_and_missing_is_named(monkeypatch, capsys, arguments, missing):
+    def program(data_dir: str, *, to: str) -> None: ...
+
+    monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        command_line(program)
+    assert capsys.readouterr().err.startswith(f"error: {missing} is needed")
+
+
 def test_help_is_the_docstring(call):
     for words in (["--help"], ["w", "--help"], ["--count", "3", "-h"]):
         status, printed, error = call(*words)
@@ -105,7 +117,7 @@ def test_every_flag_of_every_program_is_explained(name):
         flag = parameter.name
         if parameter.kind is parameter.KEYWORD_ONLY:
             flag = "--" + flag.replace("_", "-")
-        (line,) = re.findall(rf"^  {flag}(?: [A-Z]+)? +(\S.*)$", text, re.MULTILINE)
+        (line,) = re.findall(rf"^  {flag}(?: \[?[A-Z]+\]?)? +(\S.*)$", text, re.MULTILINE)
         assert line
 
 
