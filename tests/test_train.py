@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 import torch
-from conftest import SCALE
 from PIL import Image
 
 from energy import energy_configs, evaluate_losses, paths_for
 from graph import TaskGraph
 from models import load_network, read_weights, save_network
 from task_configs import TASKS
-from transfers import TRANSFERS
+from transfers import TRANSFERS, Scale
 
+SCALE = Scale(32, 8)  # of the networks in conftest
 NO_IMAGENET = (
     "--perceptual=curv,edge,reshading,depth_zbuffer,keypoints2d,keypoints3d,edge_occlusion"
 )
