@@ -119,7 +119,8 @@ def main(
         lr: learning rate (default: 3e-5, from scratch 4e-4; on the embedded rooms 3e-4
             and 2e-3).
         schedule: constant (the default for configurations) or cosine (for transfers).
-        batch_size: views a step (default: 64, with --fast 4, on the embedded rooms 16).
+        batch_size: views a step, of each process (default: 64, with --fast 4, on the embedded
+            rooms 16).
         max_epochs: epochs (default: 800; on the embedded rooms 10, for a transfer 40).
         steps_per_epoch: steps of an epoch (default: a 400th of the data, as published,
             or, where that is less than 100 steps, 100 steps or one pass).
