@@ -33,7 +33,6 @@ from scripts.run_folder import (
     recorded_flags,
     save_state,
     stoppable,
-    write_json,
     write_record,
 )
 from scripts.setting import (
@@ -48,6 +47,7 @@ from scripts.setting import (
     tasks_of,
     views_of,
 )
+from scripts.tables import write_json
 from scripts.training import NotFinite, Stopped, Training
 from transfers import TRANSFERS, transfer_by_name
 from utils import UserError, command_line, read_job, seed_everything

@@ -47,6 +47,8 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
     try:
         names = _unpack_aside(archive, aside)
         for name in names:
+            _check_place(archive, folder, name)
+        for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside / name, target)
@@ -58,6 +60,14 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
         raise UserError(f"cannot unpack {archive}: {reason}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_place(archive: Path, folder: Path, name: Path) -> None:
+    """UserError where a folder stands in the file's place, or a file in a folder's."""
+    target = folder / name
+    taken = [place for place in target.parents if folder in place.parents and place.is_file()]
+    if target.is_dir() or taken:
+        raise UserError(f"cannot unpack {archive}: {(taken or [target])[0]} is in the way")
 
 
 def _unpack_aside(archive: Path, aside: Path) -> list[Path]:

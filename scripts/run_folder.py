@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from models import NO_CHECKPOINT, save_atomically
-from utils import UserError, write_atomically
+from scripts.tables import write_json
+from utils import UserError
 
 KEPT = 2  # states
 # What a resumed run may be asked for differently: it changes no result.
@@ -166,11 +167,6 @@ def _read_state(file: Path) -> dict:
 
 def _states(folder: Path) -> list[Path]:
     return sorted(folder.glob("state_*.pt"))
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write plain values as JSON, atomically."""
-    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=1) + "\n"))
 
 
 # ---- being stopped ------------------------------------------------------------------

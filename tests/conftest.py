@@ -15,7 +15,7 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ["TORCH_HOME"] = "/nonexistent"  # no ImageNet weights from a cache of this machine
+os.environ["TORCH_HOME"] = os.devnull  # no ImageNet weights from a cache of this machine
 os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"  # and no network
 os.environ["no_proxy"] = "localhost,127.0.0.1"
 

@@ -127,3 +127,16 @@ def test_broken_archives_leave_the_folder_as_it_was(tmp_path):
         assert not list((tmp_path / "to").iterdir())
     with pytest.raises(UserError, match="cannot unpack .*absent"):
         unpack(tmp_path / "absent", tmp_path / "to")
+
+
+@pytest.mark.parametrize("there,name", [("a", "a/b.png"), ("a/b.png/c", "a/b.png")])
+def test_what_stands_in_the_way_is_named_before_anything_is_moved(tmp_path, there, name):
+    folder, archive = tmp_path / "folder", tmp_path / "x.zip"
+    (folder / there).parent.mkdir(parents=True)
+    (folder / there).write_text("mine")
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("0.png", "new")
+        zipped.writestr(name, "new")
+    with pytest.raises(UserError, match="is in the way"):
+        unpack(archive, folder)
+    assert (folder / there).read_text() == "mine" and not (folder / "0.png").exists()
