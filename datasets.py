@@ -1,31 +1,39 @@
-"""Files → tuples of tensors, one tensor a task, one tuple a view; tuples → batches.
+"""Views → tuples of tensors, one tensor a task; tuples → batches on a device.
 
-Which views a folder has, `scripts.views` finds.
+Which views a folder has, `loading.layouts` finds.
 """
 
 import random
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from tqdm import tqdm
 
-from scripts.packed import PACKED, find_pack
-from scripts.views import View
-from task_configs import FORMATS, READ_ERRORS, TASKS, ColourJitter, ImageTask
+from loading.bad_files import Bad, BadFiles, BadView, first_good, reason_of_file
+from loading.layouts import View
+from loading.packs import PACKED, Pack, find_pack
+from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
 from utils import UserError
 
 CROP_SHARE = (358 / 512, 1.0)  # of a file's side; the published crop is 358 … 512 of 512
 JITTER = 0.4, 0.4, 0.4, 0.1  # brightness, contrast, saturation, hue
+
+
+def check_loading(num_workers: int | None, max_bad_fraction: float) -> None:
+    """Raise UserError for a number of processes, or a share of bad views, that cannot be."""
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"`num_workers` has to be 0 or more, not {num_workers}")
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"`max_bad_fraction` is between 0 and 1, not {max_bad_fraction}")
 
 
 # ---- data sets ----------------------------------------------------------------------
@@ -38,7 +46,7 @@ class TaskDataset(Dataset):
     UserError where the views are in a pack that cannot serve the tasks at that size.
     """
 
-    read = staticmethod(ImageTask.load)  # of a file
+    encoded = False  # whether what `ImageTask.encode` gives is loaded, not the domain's values
 
     def __init__(
         self,
@@ -52,16 +60,22 @@ class TaskDataset(Dataset):
         self.image_size = image_size
         self._kept: dict[View, tuple[Tensor, ...]] | None = {} if keep else None
         folders = {view.data_dir for view in views if view.layout == PACKED}
-        self.packs = [pack for folder in sorted(folders) if (pack := find_pack(folder))]
-        for pack in self.packs:
+        found = {folder: find_pack(folder) for folder in sorted(folders)}
+        self.packs: dict[Path, Pack] = {f: pack for f, pack in found.items() if pack}
+        for pack in self.packs.values():
             pack.check(self.tasks, image_size)
 
     def __len__(self) -> int:
         return len(self.views)
 
     @property
+    def keeps(self) -> bool:
+        """Whether what was loaded stays in memory."""
+        return self._kept is not None
+
+    @property
     def bytes(self) -> int:
-        """What all its tensors take."""
+        """The size of all its tensors."""
         return len(self) * sum(task.channels for task in self.tasks) * self.image_size**2 * 4
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
@@ -87,26 +101,35 @@ class TaskDataset(Dataset):
         Raises BadView naming all of its files that cannot be read, are in the wrong
         encoding or of another size than most of the view's.
         """
-        if pack := find_pack(view.data_dir):
+        if view.data_dir in self.packs:
+            pack = self.packs[view.data_dir]
             return pack.load(self.tasks, view.part, view.building, view.name)
-        tensors, sizes, bad = [], {}, {}
-        for task in self.tasks:
-            path = view.path(task)
-            try:
-                with Image.open(path, formats=FORMATS) as file:
-                    sizes[path] = file.size
-                crop = None if share is None else round(share * min(sizes[path]))
-                tensors.append(self.read(task, path, self.image_size, crop, jitter))
-            except READ_ERRORS as error:
-                bad[str(path)] = _reason(error, path)
+        tensors: dict[ImageTask, Tensor] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        bad: dict[str, str] = {}
+        with ExitStack() as opened:
+            files: dict[str, Image.Image] = {}  # each is opened and decoded once
+            for task in self.tasks:
+                path = str(view.path(task))
+                if path in bad:
+                    continue
+                try:
+                    if path not in files:
+                        files[path] = opened.enter_context(open_file(path, self.image_size))
+                        sizes[path] = files[path].size
+                    crop = None if share is None else round(share * min(sizes[path]))
+                    values = task.encode(files[path], self.image_size, crop, jitter)
+                    tensors[task] = values if self.encoded else task.decode(values)
+                except READ_ERRORS as error:
+                    bad[path] = reason_of_file(error, path)
         usual = Counter(sizes.values()).most_common(1)
         for path, size in sizes.items():
             if size != usual[0][0]:
                 text = "it is {} × {} pixels, most of its view are {} × {}"
-                bad.setdefault(str(path), text.format(*size, *usual[0][0]))
+                bad.setdefault(path, text.format(*size, *usual[0][0]))
         if bad:
             raise BadView(bad)
-        return tuple(tensors)
+        return tuple(tensors[task] for task in self.tasks)
 
 
 class TrainTaskDataset(TaskDataset):
@@ -130,8 +153,9 @@ class TrainTaskDataset(TaskDataset):
         super().__init__(tasks, views, image_size, keep)
         if augment and self.packs:
             raise UserError(
-                f"--dataaug crops the files before they are resized, and {self.packs[0]} holds "
-                f"them resized: name the folder of the files themselves, or leave --dataaug out"
+                f"`dataaug` crops the files before they are resized, and "
+                f"{next(iter(self.packs.values()))} holds them resized: name the folder of the "
+                f"files themselves, or leave `dataaug` out"
             )
         self.augment = augment
         self.seed = seed
@@ -155,79 +179,7 @@ def draw_jitter(rng: random.Random) -> ColourJitter:
     return ColourJitter(tuple(order), brightness, contrast, saturation, rng.uniform(-hue, hue))
 
 
-class ImageDataset(Dataset):
-    """The images of a folder (or the one given), by name, as one-tuples of rgb tensors.
-
-    `paths` holds their files in that order. Files whose ending no image format has are
-    passed over; UserError where none is left.
-    """
-
-    def __init__(self, path: str | Path, image_size: int = 256) -> None:
-        path = Path(path)
-        if not path.exists():
-            raise UserError(f"no file or folder {path}")
-        endings = Image.registered_extensions()
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        self.paths = [f for f in files if f.suffix.lower() in endings and f.is_file()]
-        if not self.paths:
-            raise UserError(f"no images in {path}")
-        self.tasks = (TASKS["rgb"],)
-        self.image_size = image_size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor]:
-        path = self.paths[index]
-        try:
-            return (TASKS["rgb"].load(path, self.image_size),)
-        except READ_ERRORS as error:
-            raise BadView({str(path): _reason(error, path)}) from None
-
-
-# ---- bad files ----------------------------------------------------------------------
-
-TRIES = 100  # bad views in a row, after which something else is wrong than a few files
-SEEN_AT_LEAST = 1000  # views: the share of bad ones among fewer says little
-
-
-class BadView(UserError):
-    """A view that cannot be loaded. `files` says why, {path: reason}."""
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        super().__init__(files)
-        self.files = dict(files)
-
-    def __str__(self) -> str:
-        (path, reason), *others = self.files.items()
-        more = f" ({len(others)} more of its view too)" if others else ""
-        return f"cannot load {path}: {reason}{more}"
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """What is wrong with a file, without its name."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image that is read here"
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(reason.removeprefix(f"{path}: ").split())
-
-
-def first_good(
-    load: Callable[[int], tuple[Tensor, ...]], number: int, count: int
-) -> tuple[tuple[Tensor, ...], list[tuple[int, dict[str, str]]]]:
-    """What `load` gives for the first of number, number + 1, … (modulo `count`) that is good.
-
-    Beside it the numbers of the bad ones before it, each with its files. Raises UserError
-    where a hundred in a row are bad.
-    """
-    bad: list[tuple[int, dict[str, str]]] = []
-    for step in range(min(count, TRIES)):
-        tried = (number + step) % count
-        try:
-            return load(tried), bad
-        except BadView as error:
-            bad.append((tried, error.files))
-    raise UserError(f"{len(bad)} views in a row cannot be loaded; {BadView(bad[0][1])}")
+# ---- batches ------------------------------------------------------------------------
 
 
 class _Tolerant(Dataset):
@@ -252,15 +204,12 @@ class _Tolerant(Dataset):
         return tensors, (number + len(bad)) % count, bad
 
 
-def _batch_up(samples: list[tuple]) -> tuple[list[Tensor] | None, list[int], list, int]:
+def _collate(samples: list[tuple]) -> tuple[list[Tensor] | None, list[int], list[Bad], int]:
     """The good samples as a batch (None where there are none), their views, the bad, the count."""
     good = [(tensors, view) for tensors, view, _ in samples if tensors is not None]
     bad = [view for _, _, views in samples for view in views]
     batch = default_collate([tensors for tensors, _ in good]) if good else None
     return batch, [view for _, view in good], bad, len(samples)
-
-
-# ---- batches ------------------------------------------------------------------------
 
 
 class Batch(dict):
@@ -317,9 +266,8 @@ class Reality:
     short) or batches without end in random order. Of `count` processes that work
     together, each gets its share of the batches. A view that cannot be loaded is left
     out of the former and replaced by the next good one in the latter, which follows from
-    (seed, draw) alone. `bad_files` says why, {path: reason}; each is printed once, and
-    given to `record` if that is set. UserError where more than `max_bad_fraction` of the
-    views seen so far are bad; views seen count as 1000 at least, or as all of them.
+    (seed, draw) alone. `bad` keeps account of such views, and raises UserError where more
+    than `max_bad_fraction` of the views seen so far are bad.
     """
 
     def __init__(
@@ -340,11 +288,7 @@ class Reality:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.endless = endless
-        self.max_bad_fraction = max_bad_fraction
-        self.bad_files: dict[str, str] = {}
-        self.bad_views: set[int] = set()
-        self.record: Callable[[dict], object] | None = None
-        self._seen = 0
+        self.bad = BadFiles(name, len(dataset), max_bad_fraction, replaced=endless)
         if endless:
             self.batches: Any = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
         else:
@@ -355,7 +299,7 @@ class Reality:
             _Tolerant(dataset),
             batch_sampler=self.batches,
             num_workers=num_workers,
-            collate_fn=_batch_up,
+            collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
         )
@@ -368,14 +312,22 @@ class Reality:
         """Have the next iteration begin after that many batches."""
         self.batches.start = batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def sample(self, rows: int) -> Batch:
+        """At most that many views as a batch, evenly spaced, not augmented."""
+        data, count = self.dataset, min(rows, len(self.dataset))
+        samples = [data.load_near(i * len(data) // count) for i in range(count)]
+        return self._batch(default_collate(samples))
+
+    def _batch(self, tensors: Sequence[Tensor], views: Sequence[int] = ()) -> Batch:
         names = [task.name for task in self.dataset.tasks]
+        moved = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
+        return Batch(dict(zip(names, moved, strict=True)), views)
+
+    def __iter__(self) -> Iterator[Batch]:
         for tensors, views, bad, count in self._fetched():
-            self._seen += count
-            self._note(bad)
+            self.bad.note(bad, count)
             if tensors is not None:
-                moved = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
-                yield Batch(dict(zip(names, moved, strict=True)), views)
+                yield self._batch(tensors, views)
 
     def _fetched(self) -> Iterator[tuple[list[Tensor] | None, list[int], list, int]]:
         """What the loader gives, its errors in one sentence each."""
@@ -394,45 +346,11 @@ class Reality:
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 raise UserError(
                     f"a process that loads the {self.name} views was ended from outside, often for "
-                    f"lack of memory (fewer --num-workers need less): {reason}"
+                    f"lack of memory (fewer `num_workers` need less): {reason}"
                 ) from None
             if fetched is None:
                 return
             yield fetched
-
-    def _note(self, bad: list[tuple[int, dict[str, str]]]) -> None:
-        """Take in the bad views of a batch; UserError where there are too many by now."""
-        fate = "the next view replaces its own" if self.endless else "its view is left out"
-        for number, files in bad:
-            self.bad_views.add(number)
-            for path, reason in files.items():
-                if path in self.bad_files:
-                    continue
-                self.bad_files[path] = reason
-                if self.max_bad_fraction:
-                    tqdm.write(f"warning: cannot load {path}: {reason}; {fate}", file=sys.stderr)
-                if self.record:
-                    self.record({"bad file": path, "reason": reason, "reality": self.name})
-        seen = min(max(self._seen, SEEN_AT_LEAST), len(self.dataset))
-        if len(self.bad_views) > self.max_bad_fraction * seen:
-            if not self.max_bad_fraction:
-                raise UserError(str(BadView(self.bad_files)))
-            raise UserError(f"{self.bad_summary()}: more than --max-bad-fraction allows")
-
-    def bad(self) -> dict:
-        """What it has met of bad views, for `set_bad` of a resumed run, which then says no more."""
-        return {"files": self.bad_files, "views": sorted(self.bad_views), "seen": self._seen}
-
-    def set_bad(self, bad: Mapping) -> None:
-        """Go on from what `bad` gave."""
-        self.bad_files, self.bad_views = dict(bad["files"]), set(bad["views"])
-        self._seen = bad["seen"]
-
-    def bad_summary(self) -> str:
-        """How many views are bad, and their files by name."""
-        files = "; ".join(f"{path}: {reason}" for path, reason in self.bad_files.items())
-        of = f"{len(self.bad_views)} of {len(self.dataset)} {self.name} views"
-        return f"{of} cannot be loaded ({files})"
 
 
 def _quiet_about_workers(start: Callable[[], Iterator]) -> Iterator:

@@ -6,12 +6,90 @@ Definition of each formula: docs/implementation.md.
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from task_configs import TASKS
 from utils import UserError, nearest
+
+# ---- a loss: its kind, its domain, its pairs ----------------------------------------
+#
+# Configurations name their losses as published. What a name means is decided here and
+# nowhere else.
+
+DIRECT, PERCEPTUAL, YARDSTICK = "direct", "perceptual", "yardstick"
+_PERCEPTUAL_PREFIX, _DIRECT_PREFIX = "percep_", "direct_"
+
+
+class Loss(NamedTuple):
+    """A loss of a configuration on one reality.
+
+    `kind` is "direct" (against a truth), "perceptual" (through a domain) or "yardstick"
+    (the direct loss that a perceptual one's win rate compares with). `domain` is where the
+    first pair is compared, `pairs` are the names of the paths that have to agree.
+    """
+
+    name: str
+    kind: str
+    domain: str
+    pairs: list[tuple[str, str]]
+
+
+def loss_of(config: Mapping, name: str, reality: str = "train") -> Loss:
+    """The loss of that name."""
+    pairs = loss_pairs(config, name, reality)
+    domain = config["paths"][pairs[0][0]][-1] if pairs else ""
+    return Loss(name, loss_kind(config["losses"], name), domain, pairs)
+
+
+def loss_kind(losses: Iterable[str], name: str) -> str:
+    """The kind of the loss called `name`, among the losses of a configuration."""
+    if is_perceptual(name):
+        return PERCEPTUAL
+    if name.startswith(_DIRECT_PREFIX) and _PERCEPTUAL_PREFIX + loss_name(name) in losses:
+        return YARDSTICK
+    return DIRECT
+
+
+def is_perceptual(name: str) -> bool:
+    """Whether a loss of that name is perceptual."""
+    return name.startswith(_PERCEPTUAL_PREFIX)
+
+
+def loss_name(name: str) -> str:
+    """How flags call a loss: "curv" for "percep_curv"."""
+    return name.removeprefix(_PERCEPTUAL_PREFIX).removeprefix(_DIRECT_PREFIX)
+
+
+def yardstick_of(name: str) -> str:
+    """The yardstick of a perceptual loss: percep_curv → direct_curv."""
+    return _DIRECT_PREFIX + loss_name(name)
+
+
+def straight_loss(domain: str) -> str:
+    """The loss of `paths_to_one_target` that compares the straight path with that via `domain`."""
+    return f"{_PERCEPTUAL_PREFIX}_{domain}"
+
+
+def is_straight(name: str) -> bool:
+    """Whether a loss compares the straight path with one via a domain.
+
+    Published: every perceptual loss one of whose two names is empty.
+    """
+    return is_perceptual(name) and (name.startswith(straight_loss("")) or name.endswith("_"))
+
+
+def perceptual_losses(config: Mapping) -> list[str]:
+    """The names of the configuration's perceptual losses, in its order."""
+    return [name for name in config["losses"] if is_perceptual(name)]
+
+
+def loss_pairs(config: Mapping, name: str, reality: str = "train") -> list[tuple[str, str]]:
+    """The pairs of paths that the loss compares on that reality."""
+    return [p for where, pairs in config["losses"][name].items() if reality in where for p in pairs]
+
 
 # ---- configurations -----------------------------------------------------------------
 #
@@ -97,7 +175,7 @@ def paths_to_one_target(target: str, domains: Sequence[str], labelled: bool) -> 
     for position, first in enumerate(domains):
         for second in domains[position + 1 :]:
             losses[f"percep_{first}_{second}"] = {realities: [(through[first], through[second])]}
-        losses[f"percep__{first}"] = {realities: [(through[""], through[first])]}
+        losses[straight_loss(first)] = {realities: [(through[""], through[first])]}
     return {
         "paths": paths,
         "freeze_list": [(d, target) for d in domains] + [("rgb", d) for d in domains],
@@ -173,30 +251,6 @@ def get_config(name: str) -> dict:
         raise UserError(f"no energy configuration {name!r}{nearest(name, energy_configs)}"
                         f" (there are: {known})")  # fmt: skip
     return energy_configs[name]
-
-
-def loss_kind(losses: Mapping[str, object], name: str) -> str:
-    """ "perceptual", "yardstick" (what a perceptual loss's win rate compares with) or "direct"."""
-    if name.startswith("percep_"):
-        return "perceptual"
-    if name.startswith("direct_") and f"percep_{name.removeprefix('direct_')}" in losses:
-        return "yardstick"
-    return "direct"
-
-
-def perceptual_losses(config: Mapping) -> list[str]:
-    """The names of the configuration's perceptual losses, in its order."""
-    return [n for n in config["losses"] if loss_kind(config["losses"], n) == "perceptual"]
-
-
-def yardstick_of(name: str) -> str:
-    """The yardstick of a perceptual loss: percep_curv → direct_curv."""
-    return "direct_" + name.removeprefix("percep_")
-
-
-def loss_pairs(config: Mapping, name: str, reality: str = "train") -> list[tuple[str, str]]:
-    """The pairs of paths that the loss compares on that reality."""
-    return [p for where, pairs in config["losses"][name].items() if reality in where for p in pairs]
 
 
 def loss_title(config: Mapping, name: str, measure: str = "mae") -> str:
@@ -375,19 +429,3 @@ def angular_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     angle = torch.rad2deg(torch.atan2(sine, (first * second).sum(dim=1)))
     valid = mask[:, 0]
     return (angle * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
-
-
-def error_map(prediction: Tensor, target: Tensor, mask: Tensor, variance: float) -> Tensor:
-    """Where the prediction is wrong, in the colours of "jet": (B, C, H, W) → (B, 3, H, W).
-
-    log(1 + clamp(3 e / variance, 0, 1)) of the squared error e, over the largest value
-    of the batch; invalid pixels are grey.
-    """
-    from matplotlib import colormaps
-
-    squared = (prediction - target).square().mean(dim=1)
-    shade = torch.log1p((3 * squared / variance).clamp(0, 1))
-    shade = shade / shade.amax().clamp_min(torch.finfo(shade.dtype).tiny)
-    colours = torch.from_numpy(colormaps["jet"](shade.detach().cpu().numpy()))[..., :3]
-    colours = colours.permute(0, 3, 1, 2).to(prediction)
-    return torch.where(mask[:, :1], colours, 0.505)

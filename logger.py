@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -17,12 +17,11 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from utils import UserError, write_atomically
+from pictures import write_png
+from utils import UserError, log
 
 if TYPE_CHECKING:
     from visdom import Visdom
@@ -95,7 +94,7 @@ class Logger:
     def picture(self, name: str, picture: Image.Image, path: str | Path) -> None:
         """Save a picture as PNG, to be shown in Visdom's window of that name."""
         path = Path(path)
-        write_atomically(path, lambda temporary: picture.save(temporary, format="png"))
+        write_png(picture, path)
         beside = self._path is not None and path.parent == self._path.parent
         self.record({"picture": path.name if beside else str(path), "window": name})
 
@@ -186,21 +185,21 @@ class VisdomWindows:
 
     def __init__(self, env: str, server: str = "localhost", port: int = 8097) -> None:
         if not 0 < port < 2**16:
-            raise UserError(f"--visdom-port is a number from 1 to 65535, not {port}")
+            raise UserError(f"`visdom_port` is a number from 1 to 65535, not {port}")
         self.env, self.server, self.port = env, server, port
         self._path = Path()
         self._client: Visdom | None = None
-        self._present: bool | None = None  # as last printed
+        self._present: bool | None = None  # as last logged
         self._news, self._cut = threading.Event(), threading.Event()
         self._tried, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._forget()
 
     def follow(self, path: Path) -> None:
-        """Show what the log at `path` holds and will hold. Prints whether a server is there."""
+        """Show what the log at `path` holds and will hold. Logs whether a server is there."""
         self._path = path
         self._thread.start()
-        self._tried.wait(timeout=1)  # for the order of printed lines alone
+        self._tried.wait(timeout=1)  # for the order of the lines that are logged alone
 
     def notice(self) -> None:
         """The log has grown."""
@@ -244,10 +243,12 @@ class VisdomWindows:
         place = f"{self.server}:{self.port}"
         if present and not self._present:
             again = " is back, all windows drawn again" if self._present is False else ""
-            tqdm.write(f"visdom: http://{place}/env/{self.env}{again}")
+            log.info("visdom: http://%s/env/%s%s", place, self.env, again)
         if not present and self._present is not False:
             was = "no server" if self._present is None else "no more answers"
-            tqdm.write(f"visdom: {was} at {place} ({reason}); when one answers, it will show all")
+            log.info(
+                "visdom: %s at %s (%s); when one answers, it will show all", was, place, reason
+            )
         self._present = present
         self._tried.set()
 
@@ -349,60 +350,3 @@ def _show(client: "Visdom", name: str, path: Path) -> None:
     content = {"src": f"data:image/png;base64,{encoded}", "caption": None}
     options = {"title": name, "width": width, "height": height}
     client._send({"data": [{"content": content, "type": "image"}], "win": name, "opts": options})
-
-
-# ---- pictures -----------------------------------------------------------------------
-
-PADDING = 2  # black pixels between cells, as published
-
-
-def montage(columns: Mapping[str, Tensor], cell: int = 256) -> Image.Image:
-    """A picture of labelled columns, one row a sample.
-
-    Each column is (B, C, H, W) in [0, 1] (clamped); one channel is shown as grey. Cells
-    are resized to `cell` pixels on the shorter side.
-    """
-    cells = [_cells(values, cell) for values in columns.values()]
-    rows = max(len(column) for column in cells)
-    height, width = cells[0].shape[-2:]
-    header = max(18, cell // 10)
-    picture = Image.new(
-        "RGB",
-        (len(cells) * (width + PADDING) + PADDING, header + rows * (height + PADDING) + PADDING),
-    )
-    draw = ImageDraw.Draw(picture)
-    for x, (name, column) in enumerate(zip(columns, cells, strict=True)):
-        left = PADDING + x * (width + PADDING)
-        font = _font(name, width, header)
-        draw.text((left + width / 2, header / 2), name, fill="white", font=font, anchor="mm")
-        for y, values in enumerate(column):
-            image = Image.fromarray(values.mul(255).byte().permute(1, 2, 0).numpy())
-            picture.paste(image, (left, header + PADDING + y * (height + PADDING)))
-    return picture
-
-
-def _cells(values: Tensor, cell: int) -> Tensor:
-    values = values.detach().float().cpu().clamp(0, 1)[:, :3]
-    if values.shape[1] != 3:
-        values = values[:, :1].expand(-1, 3, -1, -1)
-    height, width = values.shape[-2:]
-    factor = cell / min(height, width)
-    size = (round(height * factor), round(width * factor))
-    return F.interpolate(values, size=size, mode="nearest" if factor >= 1 else "area")
-
-
-def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest font, from what Pillow brings, in which the text fits."""
-    for size in range(int(height * 0.7), 6, -1):
-        font = ImageFont.load_default(size)
-        if font.getlength(text) <= width:
-            break
-    return font
-
-
-def in_order(paths: Sequence[str], error_after: str = "n(x)") -> list[str]:
-    """The columns of a plot: its paths, and the error map right after the prediction."""
-    columns = []
-    for path in paths:
-        columns += [path, "error"] if path == error_after else [path]
-    return columns

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from transfers import Edge, Scale, Transfer
-from utils import UserError, write_atomically
+from files import write_atomically
+from transfers import Edge, Scale
+from utils import UserError, reason_of
 
 # What torch.load raises, among other things, on bytes that are no checkpoint.
 NO_CHECKPOINT = (
@@ -39,10 +40,12 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
     try:
         data = _read(path)
     except NO_CHECKPOINT as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        raise UserError(f"{path} is not a checkpoint of weights alone: {reason}") from None
+        check_memory(error, path)
+        raise UserError(
+            f"{path} is not a checkpoint of weights alone: {reason_of(error)}"
+        ) from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not a state dict")
     record = {}
@@ -58,6 +61,12 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
     if inflated := [name for name, value in data.items() if _is_inflated(value)]:
         raise UserError(f"{path}: {inflated[0]} claims more numbers than the file holds")
     return {bare_name(name): _full(value) for name, value in data.items()}, record
+
+
+def check_memory(error: Exception, path: Path) -> None:
+    """Raise UserError where the error says that there was not enough memory to read the file."""
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        raise UserError(f"there is not enough memory to read {path}") from None
 
 
 def _read(path: Path) -> object:
@@ -78,7 +87,7 @@ def _read_safetensors(path: Path) -> dict:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         weights = {name: file.get_tensor(name) for name in file.keys()}
-    numbers = {key: int(metadata[key]) for key in ("image_size", "width") if key in metadata}
+    numbers = {key: int(metadata[key]) for key in Scale().record() if key in metadata}
     return {"state_dict": weights, **metadata, **numbers}
 
 
@@ -120,7 +129,7 @@ def load_network(
     if scale and "width" in record and made != scale and not (any_size and scale.fits(made)):
         raise UserError(
             f"{path} was trained at {made}, this run has {scale}: "
-            f"give {made.flags()}, or another --models-dir"
+            f"give {made.as_parameters()}, or another `models_dir`"
         )
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -150,10 +159,8 @@ def save_network(
     }
     data = {
         "state_dict": weights,
-        "image_size": scale.image_size,
-        "width": scale.width,
-        "levels": scale.levels,
         "network": type(network).__name__,
+        **scale.record(),
         **record,
     }
     save_atomically(path, data)
@@ -192,34 +199,6 @@ def _scale_in(record: Mapping, path: str | Path) -> Scale:
         return Scale.of(record)
     except UserError as error:
         raise UserError(f"{path} records a scale that cannot be: {error}") from None
-
-
-def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale | None:
-    """The scale that the first of the transfers' checkpoints at hand records, if one does."""
-    for transfer in transfers:
-        path = Path(models_dir) / transfer.checkpoint
-        if transfer.trainable and path.is_file():
-            return recorded_scale(path)
-    return None
-
-
-def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Tensor]:
-    """ResNet-50's ImageNet weights, under the names of ResNetClass.
-
-    From `models_dir` if the file is there, else by torchvision's own download. Raises
-    OSError where neither can be had.
-    """
-    from torchvision.models import ResNet50_Weights
-
-    path = Path(models_dir) / transfer.checkpoint
-    if path.is_file():
-        weights = read_weights(path)[0]
-    else:
-        try:
-            weights = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        except RuntimeError as error:  # the download's checksum is wrong
-            raise OSError(str(error)) from None
-    return {n if n.startswith("resnet.") else f"resnet.{n}": v for n, v in weights.items()}
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = 3e-5) -> torch.optim.Optimizer:

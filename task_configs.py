@@ -6,7 +6,8 @@ knows the value that marks invalid pixels. Encodings: docs/encodings.md.
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -96,6 +97,17 @@ def check_size(size: tuple[int, int], image_size: int) -> None:
         raise ValueError(f"{width} × {height} pixels are too long and thin for a square")
 
 
+@contextmanager
+def open_file(path: str | Path, image_size: int) -> Iterator[Image.Image]:
+    """An image file opened to be read, one in `FORMATS`, and not too large for `image_size`.
+
+    Raises one of READ_ERRORS.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        check_size(image.size, image_size)
+        yield image
+
+
 # ---- masks --------------------------------------------------------------------------
 
 
@@ -171,7 +183,7 @@ class ImageTask:
         return self.name
 
     def path(self, data_dir: Path, building: str, view: str) -> Path:
-        """Where the published layout keeps this domain of a view (others: datasets.LAYOUTS)."""
+        """Where the published layout keeps this domain of a view (others: loading.layouts)."""
         name = f"{view}_domain_{self.tag}.png"
         return Path(data_dir) / f"{building}_{self.folder}" / self.folder / name
 
@@ -197,24 +209,24 @@ class ImageTask:
         cut out. `jitter` is applied to rgb alone. Raises one of READ_ERRORS for a file that
         cannot be read or is too large, ValueError for one in the wrong encoding.
         """
-        return self.decode(self.encode(path, image_size, crop, jitter))
+        with open_file(path, image_size) as image:
+            return self.decode(self.encode(image, image_size, crop, jitter))
 
     def encode(
         self,
-        path: str | Path,
+        image: Image.Image,
         image_size: int = 256,
         crop: int | None = None,
         jitter: ColourJitter | None = None,
     ) -> Tensor:
-        """`load` up to its last, pointwise step: what `decode` takes, in few bytes.
+        """`load` of an opened file up to its last, pointwise step: what `decode` takes.
 
         (3, S, S) uint8 for 8-bit colours, (1, S, S) uint8 for labels, (1, S, S) int32 from
         0 to 65535 for 16 bits. Where the transform ends in no pointwise step that is known
-        here (sobel, a transform of one's own), its result: (C, S, S) float32.
+        here (sobel, a transform of one's own), its result: (C, S, S) float32. `image` stays
+        as it is, so that several domains can be made of one file.
         """
-        with Image.open(path, formats=FORMATS) as file:
-            check_size(file.size, image_size)
-            image = self._as_encoded(file, path)
+        image = self._as_encoded(image)
         if self.blur_radius:
             image = image.filter(ImageFilter.GaussianBlur(self.blur_radius))
         if crop is not None:
@@ -253,24 +265,25 @@ class ImageTask:
     def _options(self) -> Mapping:
         return getattr(self.transform, "keywords", {})
 
-    def _as_encoded(self, image: Image.Image, path: str | Path) -> Image.Image:
+    def _as_encoded(self, image: Image.Image) -> Image.Image:
         """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""
+        file = getattr(image, "filename", "the image")
         deep = image.mode.startswith("I")
         expected = self.channels == 1 if self.deep is None else self.deep
         if self.classes:
             if not deep and image.mode not in ("L", "P"):
-                raise ValueError(f"{path}: {self.name} is an 8-bit PNG of labels, not {image.mode}")
-            return image.convert("L") if image.mode != "P" else image.copy()
+                raise ValueError(f"{file}: {self.name} is an 8-bit PNG of labels, not {image.mode}")
+            return image.convert("L") if image.mode != "P" else image
         if expected:
             if not deep:
-                raise ValueError(f"{path}: {self.name} is a 16-bit grey PNG, not {image.mode}")
+                raise ValueError(f"{file}: {self.name} is a 16-bit grey PNG, not {image.mode}")
             # "I;16" would reach the tensor as int16, where 65535 is −1 and all above
             # 32767 is negative: the depth mask and the strongest keypoints would vanish.
             return image.convert("I")
         grey = image.mode in ("1", "L", "LA") and self.name in ("normal", "principal_curvature")
         if deep or grey or image.mode == "F":
-            raise ValueError(f"{path}: {self.name} is an 8-bit colour PNG, not {image.mode}")
-        return image.copy() if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+            raise ValueError(f"{file}: {self.name} is an 8-bit colour PNG, not {image.mode}")
+        return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 
 def _table(*tasks: ImageTask) -> dict[str, ImageTask]:

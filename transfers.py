@@ -37,16 +37,16 @@ class Scale:
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
-            raise UserError(f"--width is a multiple of 8 (GroupNorm's groups), not {self.width}")
+            raise UserError(f"`width` is a multiple of 8 (GroupNorm's groups), not {self.width}")
         if self.levels == 0:
             smaller = max(0, math.floor(math.log2(FULL_SIZE / max(1, self.image_size))))
             object.__setattr__(self, "levels", max(1, FULL_LEVELS - smaller))
         if not 1 <= self.levels <= FULL_LEVELS:
-            raise UserError(f"--levels is 1 to {FULL_LEVELS}, not {self.levels}")
+            raise UserError(f"`levels` is 1 to {FULL_LEVELS}, not {self.levels}")
         step = 2**self.levels
         if self.image_size < 16 or self.image_size % step:
             raise UserError(
-                f"--image-size {self.image_size} does not suit the networks: "
+                f"`image_size` {self.image_size} does not suit the networks: "
                 f"give 16 or more, here a multiple of {step}"
             )
 
@@ -58,10 +58,10 @@ class Scale:
         """Whether networks of the two have the same weights, whatever the images' size."""
         return (self.width, self.levels) == (other.width, other.levels)
 
-    def but(
+    def with_overrides(
         self, image_size: int | None = None, width: int | None = None, levels: int | None = None
     ) -> "Scale":
-        """This scale but for what is given; another image size takes its own default depth."""
+        """This scale with what is given in its place; another size has its own default depth."""
         size = self.image_size if image_size is None else image_size
         if levels is None and size == self.image_size:
             levels = self.levels
@@ -69,14 +69,24 @@ class Scale:
 
     @classmethod
     def of(cls, record: Mapping) -> "Scale":
-        """The scale that a checkpoint records; the published one where it records none."""
+        """The scale that a checkpoint records; the published one where it records none.
+
+        Raises UserError for numbers that no scale has.
+        """
         if "image_size" not in record or "width" not in record:
             return cls()
-        return cls(record["image_size"], record["width"], record.get("levels", 0))
+        values = record["image_size"], record["width"], record.get("levels", 0)
+        if not all(isinstance(v, int) and 0 <= v < 2**20 for v in values):
+            raise UserError(f"image size, width and levels are whole numbers, not {values}")
+        return cls(*values)
 
-    def flags(self) -> str:
-        """The flags that choose it."""
-        return f"--image-size {self.image_size} --width {self.width} --levels {self.levels}"
+    def as_parameters(self) -> str:
+        """The parameters that choose it."""
+        return f"`image_size` {self.image_size} `width` {self.width} `levels` {self.levels}"
+
+    def record(self) -> dict[str, int]:
+        """What a checkpoint or a table records of it; `of` reads it."""
+        return {"image_size": self.image_size, "width": self.width, "levels": self.levels}
 
     def __str__(self) -> str:
         default = Scale(self.image_size, self.width)
@@ -86,13 +96,21 @@ class Scale:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One edge of the graph. `downsample` is the depth at 256 pixels."""
+    """One edge of the graph: a row of the table.
+
+    `network` makes an `nn.Module` (B, in_channels, H, W) → (B, out_channels, H, W); it is
+    called with the keywords in_channels, out_channels, downsample (how often to halve the
+    image) and width (channels of the first level), and may ignore those that say nothing to
+    it. `downsample` is the depth at 256 pixels, `file` the checkpoint's name where it is not
+    {source}2{target}.pth. `trainable`: whether it has weights that training here can make.
+    """
 
     source: str
     target: str
     network: Callable[..., nn.Module] = modules.UNet
     downsample: int = 6
     file: str = ""
+    trainable: bool = True
 
     @property
     def edge(self) -> Edge:
@@ -104,30 +122,18 @@ class Transfer:
         return f"{self.source}2{self.target}"
 
     @property
-    def trainable(self) -> bool:
-        """Whether it has weights that training here can make."""
-        return self.network not in (modules.SobelKernel, modules.ResNetClass)
-
-    @property
     def checkpoint(self) -> str:
         """The file of its weights in the models folder; "" for a formula."""
-        if self.network is modules.SobelKernel:
-            return ""
-        if self.network is modules.ResNetClass:
-            return "resnet50-0676ba61.pth"  # torchvision's name for the ImageNet weights
-        return self.file or f"{self.name}.pth"
+        return self.file or (f"{self.name}.pth" if self.trainable else "")
 
     def build(self, scale: Scale) -> nn.Module:
         """The network at this scale, with fresh weights."""
-        if self.network in (modules.SobelKernel, modules.ResNetClass):
-            return self.network()
-        if self.network is modules.Dense1by1Net:
-            return self.network(width=scale.width)
-        size = {"downsample": scale.depth(self.downsample), "width": scale.width}
-        if self.network is modules.UNetDepth:
-            return self.network(**size)
-        channels = get_task(self.source).channels, get_task(self.target).channels
-        return self.network(in_channels=channels[0], out_channels=channels[1], **size)
+        return self.network(
+            in_channels=get_task(self.source).channels,
+            out_channels=get_task(self.target).channels,
+            downsample=scale.depth(self.downsample),
+            width=scale.width,
+        )
 
 
 def _table(*rows: Transfer) -> dict[Edge, Transfer]:
@@ -135,6 +141,13 @@ def _table(*rows: Transfer) -> dict[Edge, Transfer]:
 
 
 _UNet, _Reshade = modules.UNet, modules.UNetReshade
+
+
+def _imagenet(source: str) -> Transfer:
+    """The row of ImageNet's network, whose file is called as torchvision calls it."""
+    file = "resnet50-0676ba61.pth"
+    return Transfer(source, "imagenet", modules.ResNetClass, file=file, trainable=False)
+
 
 TRANSFERS = _table(
     Transfer("normal", "principal_curvature", modules.Dense1by1Net, file="normal2curvature.pth"),
@@ -158,7 +171,7 @@ TRANSFERS = _table(
     Transfer("reshading", "keypoints3d", _UNet, 5),
     Transfer("reshading", "sobel_edges", _UNet, 5),
     Transfer("reshading", "principal_curvature", _UNet, 5),
-    Transfer("rgb", "sobel_edges", modules.SobelKernel),
+    Transfer("rgb", "sobel_edges", modules.SobelKernel, trainable=False),
     Transfer("rgb", "principal_curvature", _UNet, 5),
     Transfer("rgb", "keypoints2d", _UNet, 3, "rgb2keypoints2d_new.pth"),
     Transfer("rgb", "keypoints3d", _UNet, 5),
@@ -166,9 +179,9 @@ TRANSFERS = _table(
     Transfer("rgb", "normal", _UNet, 6, "rgb2normal_baseline.pth"),
     Transfer("rgb", "reshading", _Reshade, 5, "rgb2reshading_baseline.pth"),
     Transfer("rgb", "depth_zbuffer", _UNet, 6, "rgb2zdepth_baseline.pth"),
-    Transfer("normal", "imagenet", modules.ResNetClass),
-    Transfer("depth_zbuffer", "imagenet", modules.ResNetClass),
-    Transfer("reshading", "imagenet", modules.ResNetClass),
+    _imagenet("normal"),
+    _imagenet("depth_zbuffer"),
+    _imagenet("reshading"),
     Transfer("principal_curvature", "sobel_edges", _UNet, 4),
     Transfer("sobel_edges", "depth_zbuffer", _UNet, 6),
     Transfer("keypoints2d", "normal", _UNet, 5, "keypoints2d2normal_new.pth"),

@@ -1,26 +1,44 @@
-"""The command line, the job, seeds: what every program of the project shares."""
+"""What every program shares: the command line, errors, the log, the job, seeds."""
 
 import difflib
 import inspect
-import os
+import logging
+import math
 import random
 import re
 import sys
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import fire
 import numpy as np
 import torch
+from fire.decorators import SetParseFns
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
 
+# What a library has to say. A program's command line prints it (info on standard output,
+# warnings and errors on standard error); elsewhere Python's logging decides.
+log = logging.getLogger("xtconsistency")
 
-class UserError(Exception):
-    """Something the user can mend: shown as one sentence, exit status 2."""
+Item = TypeVar("Item")
+
+
+# ---- errors -------------------------------------------------------------------------
+
+
+class UserError(ValueError):
+    """Something the user can mend: on the command line one sentence, exit status 2.
+
+    A parameter's name stands in backticks (`image_size`), which the command line shows as
+    the program's flag (--image-size).
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -29,16 +47,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# ---- command line -------------------------------------------------------------------
+def check_one_of(parameter: str, value: str, known: Sequence[str]) -> None:
+    """Raise UserError where `value` is none of the known values of a parameter."""
+    if value not in known:
+        raise UserError(
+            f"`{parameter}` is {' or '.join(known)}, not {value}{nearest(value, known)}"
+        )
+
+
+def check_positive(**values: float | None) -> None:
+    """Raise UserError where a parameter's value is 0 or less; None stands for its default."""
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise UserError(f"`{name}` has to be more than 0, not {value}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why it was raised, in one line without the file's name: for the end of a sentence."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
+
+
+# ---- the command line ---------------------------------------------------------------
 
 
 def command_line(main: Callable) -> None:
     """Run `main` with the flags of this process, and exit with its status.
 
     Python Fire reads the flags; this adds what it leaves out: an unknown flag is an
-    error that names the nearest known one *before* anything runs, values are checked
-    against the annotations of `main`, a `UserError` becomes one line and status 2, and
-    --help is the docstring. Keyword-only parameters of `main` are flags, the others words.
+    error that names the nearest known one *before* anything runs, values are converted by
+    the type hints of `main` (text stays as it was typed), a `UserError` becomes one line
+    and status 2, and --help is the docstring. Keyword-only parameters of `main` are flags,
+    the others words.
     """
     arguments = sys.argv[1:]
     try:
@@ -47,13 +87,94 @@ def command_line(main: Callable) -> None:
             print(help_text(main, f"-m {spec.name}" if spec else Path(sys.argv[0]).name))
             return
         _check_words(main, arguments)
-        fire.Fire(_checked(main), command=arguments, serialize=lambda result: None)
+        with logged_to_console(main):
+            fire.Fire(_converting(main), command=arguments, serialize=lambda result: None)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_with_flags(str(error), main)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def folding_flags(main: Callable) -> Callable:
+    """Decorates a program's `main` whose keyword parameters are dataclasses of options.
+
+    The result takes the dataclasses' fields as flags of their own, flat, and folds them
+    into the dataclasses. Help shows each dataclass's flags together, under the first line
+    of its docstring; their texts stand in its "Args:".
+    """
+    signature, hints = inspect.signature(main), typing.get_type_hints(main)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    flat: list[inspect.Parameter] = []
+    described, entries = (inspect.getdoc(main) or "").partition("\nArgs:\n")[::2]
+    headings: dict[str, str] = {}
+    for name, parameter in signature.parameters.items():
+        if name not in groups:
+            flat.append(parameter.replace(annotation=hints[name]))
+            continue
+        title, _, text = (inspect.getdoc(groups[name]) or "").partition("\n")
+        entries += "\n" + text.partition("Args:\n")[2]
+        types = typing.get_type_hints(groups[name])
+        headings[fields(groups[name])[0].name] = title.removesuffix(".")
+        flat += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+                              annotation=types[f.name])
+            for f in fields(groups[name])
+        ]  # fmt: skip
+    whole = signature.replace(parameters=flat)
+
+    def folded(*args, **kwargs):
+        bound = whole.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        return main(**values)
+
+    folded.__signature__ = whole  # type: ignore[attr-defined]
+    folded.__annotations__ = {p.name: p.annotation for p in flat}
+    folded.__doc__ = f"{described.rstrip()}\n\nArgs:\n{entries}"
+    folded.__name__, folded.__module__ = main.__name__, main.__module__
+    folded.headings = headings  # type: ignore[attr-defined]
+    return folded
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with_flags(text: str, main: Callable) -> str:
+    """The text with the parameters of `main` that stand in backticks as its flags."""
+    known = inspect.signature(main).parameters
+    return re.sub(r"`(\w+)`", lambda m: _flag(m[1]) if m[1] in known else m[0], text)
+
+
+class _Console(logging.Handler):
+    """Prints the log's lines so that progress bars stay whole."""
+
+    def __init__(self, main: Callable) -> None:
+        super().__init__()
+        self._main = main
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = _with_flags(record.getMessage(), self._main)
+        warning = record.levelno == logging.WARNING
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        tqdm.write(f"warning: {text}" if warning else text, file=stream)
+
+
+@contextmanager
+def logged_to_console(main: Callable) -> Iterator[None]:
+    """Print the log as `main`'s command line does, and nowhere else, as long as the block runs."""
+    handlers, level = log.handlers, log.level
+    log.handlers = [_Console(main)]
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers = handlers
+        log.setLevel(level)
 
 
 def help_text(main: Callable, program: str) -> str:
@@ -65,6 +186,7 @@ def help_text(main: Callable, program: str) -> str:
     entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
     texts = {name: " ".join(t.split()) for name, t in (e.split(": ", 1) for e in entries)}
     words, flags = [], []
+    hints = _hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
         default, text = parameter.default, texts.get(name, "")
         if default is parameter.empty:
@@ -74,27 +196,39 @@ def help_text(main: Callable, program: str) -> str:
         if parameter.kind is not parameter.KEYWORD_ONLY:
             words.append((name, text))
         else:
-            flags.append((f"--{name.replace('_', '-')}{_value_name(parameter)}", text))
+            flags.append((f"{_flag(name)}{_value_name(name, hints[name])}", text))
     usage = " ".join(["usage: python", program, *(f"[{word}]" for word, _ in words), "[flags]"])
-    lines = [
-        textwrap.fill(text, 98, initial_indent=f"  {head:<26}", subsequent_indent=" " * 28)
-        for head, text in words + flags
-    ]
+    headings = {_flag(name): title for name, title in getattr(main, "headings", {}).items()}
+    lines = []
+    for head, text in words + flags:
+        if head.split(" ")[0] in headings:
+            lines += ["", f"{headings[head.split(' ')[0]]}:"]
+        lines.append(
+            textwrap.fill(text, 98, initial_indent=f"  {head:<26}", subsequent_indent=" " * 28)
+        )
     return "\n".join([usage, "", description.rstrip(), "", *lines])
 
 
-def _value_name(parameter: inspect.Parameter) -> str:
+def _hints(main: Callable) -> dict[str, set[type]]:
+    """The types that each parameter takes, beside None: {name: {bool, str, …}}."""
+    found = {}
+    for name, hint in typing.get_type_hints(main).items():
+        kinds = typing.get_args(hint) if typing.get_origin(hint) is not list else (list,)
+        found[name] = {typing.get_origin(k) or k for k in kinds or (hint,)} - {type(None)}
+    return found
+
+
+def _value_name(name: str, kinds: set[type]) -> str:
     """How help calls the value of a flag: " N" for a number, else by the flag's last word."""
-    kinds = str(parameter.annotation)
-    if isinstance(parameter.default, bool):
-        return " [VALUE]" if "str" in kinds else ""
-    number = "int" in kinds or "float" in kinds
-    return " N" if number else f" {parameter.name.split('_')[-1].upper()}"
+    if bool in kinds:
+        return " [VALUE]" if str in kinds else ""
+    return " N" if kinds & {int, float} else f" {name.split('_')[-1].upper()}"
 
 
-def _check_words(main: Callable, arguments: list[str]) -> None:
-    parameters = inspect.signature(main).parameters
-    flags = {"--" + name.replace("_", "-"): p for name, p in parameters.items()}
+def _check_words(main: Callable, arguments: Sequence[str]) -> None:
+    """Raise UserError for words and flags that `main` does not take, and for lacking ones."""
+    hints, parameters = _hints(main), inspect.signature(main).parameters
+    flags = {_flag(name): p for name, p in parameters.items()}
     words = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
     needed = {flag for flag, p in flags.items() if p.default is p.empty}
     queue = list(arguments)
@@ -106,15 +240,16 @@ def _check_words(main: Callable, arguments: list[str]) -> None:
         if not token.startswith("--"):
             if not words:
                 raise UserError(f"unexpected word {token!r}: the flags are {', '.join(flags)}")
-            needed.discard("--" + words.pop(0).name.replace("_", "-"))
+            needed.discard(_flag(words.pop(0).name))
             continue
         flag, equals, _ = token.partition("=")
         flag = flag.replace("_", "-")
         if flag not in flags:
             raise UserError(f"unknown flag {flag}{nearest(flag, flags)} (--help lists the flags)")
         needed.discard(flag)
-        if isinstance(flags[flag].default, bool):
-            optional = "str" in str(flags[flag].annotation)  # such a switch may have a value
+        kinds = hints[flags[flag].name]
+        if bool in kinds:
+            optional = str in kinds  # such a switch may have a value
             if queue and (queue[0] in ("True", "False") or optional and queue[0][:2] != "--"):
                 queue.pop(0)
         elif not equals and (not queue or queue.pop(0).startswith("--")):
@@ -125,50 +260,47 @@ def _check_words(main: Callable, arguments: list[str]) -> None:
             raise UserError(f"{name} is needed (--help says more)")
 
 
-def _checked(main: Callable) -> Callable:
-    """`main` behind a check of each value against its annotation."""
-    signature = inspect.signature(main)
+def _converting(main: Callable) -> Callable:
+    """`main` for Fire: it gets every value as typed, and converts it by the type hints."""
+    signature, hints = inspect.signature(main), _hints(main)
 
     def run(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
-        for name, value in bound.arguments.items():
-            bound.arguments[name] = _converted(signature.parameters[name], value)
+        for name, text in bound.arguments.items():
+            bound.arguments[name] = _converted(name, hints[name], text)
         return main(*bound.args, **bound.kwargs)
 
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__doc__ = main.__doc__
     run.__name__ = Path(sys.argv[0]).stem
-    return run
+    return SetParseFns(**dict.fromkeys(signature.parameters, str))(run)
 
 
-def _converted(parameter: inspect.Parameter, value):
-    kinds = str(parameter.annotation)
-    flag = "--" + parameter.name.replace("_", "-")
-    if value is None or value == parameter.default:
-        return value
-    if "bool | str" in kinds:
-        return value if isinstance(value, bool) else str(value)
-    if "list" in kinds:
-        if isinstance(value, str):
-            value = value.split(",")
-        return [str(v) for v in value] if isinstance(value, (tuple, list)) else [str(value)]
-    if "str" in kinds:
-        return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if "float" in kinds:
-        if not number:
-            raise UserError(f"{flag} takes a number, not {value!r}")
-        return float(value)
-    if "int" in kinds:
-        if not number or value != int(value):
-            raise UserError(f"{flag} takes a whole number, not {value!r}")
-        return int(value)
-    if not isinstance(value, bool):
-        raise UserError(f"{flag} is a switch and takes no value, not {value!r}")
-    return value
+def _converted(name: str, kinds: set[type], text: str):
+    """The value that a flag's text stands for; UserError where it is none of its types."""
+    if bool in kinds and text in ("True", "False"):
+        return text == "True"
+    if list in kinds:
+        return text.split(",")
+    if str in kinds:
+        return text
+    if bool in kinds:
+        raise UserError(f"{_flag(name)} is a switch and takes no value, not {text!r}")
+    whole = re.fullmatch(r"[+-]?\d{1,300}", text) is not None
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        number = math.nan
+    if float in kinds:
+        if not math.isfinite(number):
+            raise UserError(f"{_flag(name)} takes a number, not {text!r}")
+        return float(number)
+    if not whole and not float(number).is_integer():
+        raise UserError(f"{_flag(name)} takes a whole number, not {text!r}")
+    return int(number)
 
 
-# ---- job ----------------------------------------------------------------------------
+# ---- the job ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -204,7 +336,7 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
     try:
         fields = [field.strip() for field in Path(path).read_text().strip().split(",")]
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not a text file"
         raise UserError(f"cannot read {path}: {reason}") from None
     if len(fields) not in (2, 3) or not all(fields):
         raise UserError(f"{path} should hold 'name, base_dir', not {','.join(fields)!r}")
@@ -214,7 +346,7 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
         raise UserError(f"{path} names {fields[-1]}, and there is no such user") from None
 
 
-# ---- seeds and files ----------------------------------------------------------------
+# ---- seeds, choices -----------------------------------------------------------------
 
 
 def seed_everything(seed: int) -> None:
@@ -224,34 +356,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary name in the folder of `path`, then rename it there.
-
-    A reader sees the old file or the new one, never half of either, also after a power
-    cut: the file is on the disk before it gets its name. Raises UserError where that is
-    impossible.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            write(Path(name))
-            os.chmod(name, 0o644)
-            _flush(Path(name))
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _flush(path: Path) -> None:
-    """Have what was written to the file reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
+    """At most `count` of the items, evenly spaced; all of them where it is None."""
+    count = min(count or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]

@@ -1,4 +1,7 @@
-"""The networks: plain `nn.Module`s, no input or output."""
+"""The networks: plain `nn.Module`s that read and write no files.
+
+All are built by the same keywords: downsample, in_channels, out_channels, width.
+"""
 
 from modules.dense import Dense1by1Net
 from modules.resnet import ResNetClass

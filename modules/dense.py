@@ -25,20 +25,22 @@ class Dense1by1Net(nn.Module):
     """Normal to principal curvature: seven blocks at full resolution, no pooling.
 
     (B, 3, H, W) → (B, 3, H, W), non-negative. `width` 16 is the published network
-    (64 and 96 channels inside).
+    (64 and 96 channels inside); there is no depth to choose.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(
+        self, downsample: int = 0, in_channels: int = 3, out_channels: int = 3, width: int = 16
+    ) -> None:
         super().__init__()
         narrow, wide = 4 * width, 6 * width
         self.decoder = nn.Sequential(
-            ConvBlock(3, narrow, kernel_size=1, groups=3),
+            ConvBlock(in_channels, narrow, kernel_size=1, groups=in_channels),
             ConvBlock(narrow, wide, kernel_size=1),
             ConvBlock(wide, wide),
             ConvBlock(wide, wide),
             ConvBlock(wide, wide),
             ConvBlock(wide, wide),
-            ConvBlock(wide, 3),
+            ConvBlock(wide, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

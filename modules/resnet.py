@@ -9,10 +9,10 @@ class ResNetClass(nn.Module):
 
     Parameters stand under `resnet.`; `fc` is in the state dict and unused, as published.
     One-channel input is repeated to three. The input is not normalised by ImageNet's
-    mean and deviation: the published network never was.
+    mean and deviation: the published network never was. There is no scale to choose.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **scale: int) -> None:
         super().__init__()
         self.resnet = resnet50(weights=None)
 

@@ -14,13 +14,13 @@ class SobelKernel(nn.Module):
     The same formula as the `sobel_edges` domain's file transform (Gaussian of σ = 2
     pixels, mirrored borders; Sobel pair, zero borders; hypotenuse), here on the device
     and differentiable. The published one goes through numpy, and so to the CPU, and
-    cuts the gradient. H and W have to be at least 8.
+    cuts the gradient. H and W have to be at least 8. There is no scale to choose.
     """
 
     gauss: Tensor
     sobel: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, **scale: int) -> None:
         super().__init__()
         offset = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
         gauss = torch.exp(-0.5 * (offset / SIGMA) ** 2)

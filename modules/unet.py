@@ -153,7 +153,7 @@ class UNetOld(_Ends):
     pool_deepest = True
 
     def __init__(
-        self, in_channels: int = 3, out_channels: int = 3, downsample: int = 6, width: int = 16
+        self, downsample: int = 6, in_channels: int = 3, out_channels: int = 3, width: int = 16
     ) -> None:
         super().__init__()
         self._build(in_channels, out_channels, downsample, width)
@@ -190,8 +190,10 @@ class UNetDepth(UNetOld):
 
     pool_deepest = False
 
-    def __init__(self, downsample: int = 6, width: int = 16) -> None:
-        super().__init__(3, 1, downsample, width)
+    def __init__(
+        self, downsample: int = 6, in_channels: int = 3, out_channels: int = 1, width: int = 16
+    ) -> None:
+        super().__init__(downsample, in_channels, out_channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._features(x)
@@ -201,7 +203,7 @@ class UNetOld2(UNetOld):
     """A `UNetOld` behind two 1 × 1 blocks."""
 
     def __init__(
-        self, in_channels: int = 3, out_channels: int = 3, downsample: int = 6, width: int = 16
+        self, downsample: int = 6, in_channels: int = 3, out_channels: int = 3, width: int = 16
     ) -> None:
         nn.Module.__init__(self)
         self.initial = nn.Sequential(

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
+from devices import TRAINING_PRECISIONS, check_precision, choose_device
 from energy import get_config
-from scripts.benchmark_data import loader_table
-from scripts.benchmark_modes import modes_table
-from scripts.benchmark_step import (
-    Row,
+from files import write_atomically
+from scripts.benchmarking.data import loader_table
+from scripts.benchmarking.modes import modes_table
+from scripts.benchmarking.step import (
     Setup,
     cost_table,
     forward_table,
@@ -24,9 +25,9 @@ from scripts.benchmark_step import (
     speed_table,
     step_table,
 )
-from scripts.precision import TRAINING_PRECISIONS, check_precision
+from tables import Row, markdown_table, text_table
 from transfers import Scale
-from utils import ROOT, UserError, command_line, write_atomically
+from utils import ROOT, UserError, check_positive, command_line
 
 # What is measured: the title of its table and what makes it.
 PARTS = {
@@ -83,12 +84,11 @@ def main(
     check_precision(precision, TRAINING_PRECISIONS)
     parts = parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
-        raise UserError(f"--parts knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
-    if repeats < 1:
-        raise UserError(f"--repeats has to be 1 or more, not {repeats}")
+        raise UserError(f"`parts` knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    check_positive(repeats=repeats, threads=threads, batch_size=batch_size)
     get_config(config)
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     cuda = device.type == "cuda"
     usual = Scale() if cuda else Scale(64, 8, 4)
     scale = Scale(image_size or usual.image_size, width or usual.width, levels or usual.levels)
@@ -98,21 +98,15 @@ def main(
     for part, (title, measure) in PARTS.items():
         if part in parts:
             tables[title] = measure(setup)
-            print(f"\n{title}\n{in_columns(tables[title])}", flush=True)
+            print(
+                f"\n{title}\n{text_table(tables[title][0], tables[title][1:], left=0)}", flush=True
+            )
     target = Path(output) if output else ROOT / "docs" / "benchmarks.md"
     write_report(target, report(setup, tables, threads), setup)
     print(f"\nwritten: {target}")
 
 
 # ---- the report ---------------------------------------------------------------------
-
-
-def in_columns(rows: Sequence[Row]) -> str:
-    """Rows as aligned text, the first being the header."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows
-    )
 
 
 def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> str:
@@ -126,8 +120,7 @@ def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> s
         f"brackets the smallest and largest ratio of a round."
     ]
     for title, rows in tables.items():
-        head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", f"**{title}**", "", head, "|" + "---|" * len(rows[0]), *body]
+        lines += ["", f"**{title}**", "", markdown_table(rows[0], rows[1:])]
     return "\n".join(lines) + "\n"
 
 

@@ -3,16 +3,27 @@
 python -m scripts.train_edges multiperceptual_normal
 """
 
+import runpy
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
-import train
 from energy import energy_configs, get_config
 from graph import edges_of
-from scripts.setting import settle
+from sources import settle
 from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
 from utils import UserError, command_line, nearest, read_job
+
+# The flags of the trainer that are passed on to it.
+PASSED_ON = (
+    "max_epochs", "steps_per_epoch", "batch_size", "lr", "dataaug", "data_dirs", "split",
+    "models_dir", "image_size", "width", "levels", "results_dir", "seed", "quiet",
+)  # fmt: skip
 
 
 def main(
@@ -32,6 +43,7 @@ def main(
     levels: int | None = None,
     results_dir: str | None = None,
     seed: int = 0,
+    trainer: str = "train",
 ) -> None:
     """Train the networks that a configuration needs and the models folder lacks.
 
@@ -58,34 +70,60 @@ def main(
         levels: halvings of the image in the deepest networks (see python -m train --help).
         results_dir: where each network's run folder is made.
         seed: of each training.
+        trainer: the module that trains, or a file of your own that adds rows to the tables
+            and starts the trainer (my_domain.py).
     """
+    if trainer.endswith(".py"):  # its rows belong to the tables
+        runpy.run_path(trainer)
+    flags = dict(locals())
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
-    setting = settle(read_job(), data_dirs, models_dir, image_size, width, levels, new_models=True)
-    missing = [row for row in needed if again or setting.find(row.checkpoint) is None]
+    scale = image_size, width, levels
+    sources = settle(read_job(), data_dirs, models_dir, scale, new_models=True)
+    missing = [row for row in needed if again or sources.find(row) is None]
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
-          f"{len(missing)} to train")  # fmt: skip
+          f"{len(missing)} to train", flush=True)  # fmt: skip
     start = time.monotonic()
+    flags |= sources.scale.record() | {"quiet": True}
     for row in tqdm(missing, desc="networks", unit="network", disable=None):
-        tqdm.write(f"\n==== {row.name} → {setting.models_dirs[0] / row.checkpoint}")
-        train.main(
-            row.name,
-            max_epochs=max_epochs,
-            steps_per_epoch=steps_per_epoch,
-            batch_size=batch_size,
-            lr=lr,
-            dataaug=dataaug,
-            data_dirs=data_dirs,
-            split=split,
-            models_dir=models_dir,
-            image_size=setting.scale.image_size,
-            width=setting.scale.width,
-            levels=setting.scale.levels,
-            results_dir=results_dir,
-            seed=seed,
-            quiet=True,
-        )
+        tqdm.write(f"\n==== {row.name} → {sources.models_dirs[0] / row.checkpoint}")
+        status = _run(trainer, row.name, {name: flags[name] for name in PASSED_ON})
+        if status:
+            sys.exit(status)  # what went wrong has been said
     print(f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s")
+
+
+def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:
+    """Train one network in a process of its own; its exit status.
+
+    Signals are passed on to it: it saves a state, and its status tells.
+    """
+    command = [sys.executable, *([trainer] if trainer.endswith(".py") else ["-m", trainer])]
+    process = subprocess.Popen([*command, transfer, *_as_arguments(flags)])
+    handlers: dict[int, Any] = {
+        signal.SIGINT: signal.SIG_IGN,  # a terminal sends it to both
+        signal.SIGTERM: lambda number, frame: process.send_signal(number),
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def _as_arguments(flags: Mapping[str, object]) -> list[str]:
+    """Flags as they are typed."""
+    typed = []
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            typed.append(flag)
+        elif value not in (None, False):
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            typed.append(f"{flag}={text}")
+    return typed
 
 
 def _needed(name: str | None) -> list[Transfer]:

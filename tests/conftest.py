@@ -19,19 +19,26 @@ os.environ["TORCH_HOME"] = os.devnull  # no ImageNet weights from a cache of thi
 os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"  # and no network
 os.environ["no_proxy"] = "localhost,127.0.0.1"
 
-from scripts.make_rooms import make_rooms  # noqa: E402
+from rooms.writing import make_rooms  # noqa: E402
 from transfers import TRANSFERS, Scale  # noqa: E402
-from utils import command_line  # noqa: E402
+from utils import command_line, logged_to_console  # noqa: E402
 
 SCALE = Scale(32, 8)
+
+
+@pytest.fixture(autouse=True)
+def console():
+    """What is logged is printed, as on the command line."""
+    with logged_to_console(lambda: None):
+        yield
 
 
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory) -> Path:
     """Rendered rooms: two training buildings, one of val, one of test, four views each."""
-    from scripts.views import _read_split
+    from loading.splits import read_split
 
-    split = _read_split(ROOT / "config" / "split_rooms.txt")
+    split = read_split(ROOT / "config" / "split_rooms.txt")
     buildings = [*split["train"][:2], split["val"][0], split["test"][0]]
     folder = tmp_path_factory.mktemp("rooms")
     make_rooms(folder, views_per_building=4, image_size=64, buildings=buildings, quiet=True)

@@ -11,12 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import Batch  # noqa: E402
+from devices import start_ranks, stop_ranks  # noqa: E402
 from energy import energy_configs, paths_for, perceptual_losses  # noqa: E402
 from graph import TaskGraph, edges_of  # noqa: E402
 from models import make_optimizer  # noqa: E402
-from scripts.ranks import start_ranks, stop_ranks  # noqa: E402
-from scripts.step import Step  # noqa: E402
 from task_configs import TASKS  # noqa: E402
+from training.step import Step  # noqa: E402
 from transfers import TRANSFERS, Scale  # noqa: E402
 
 CONFIG = energy_configs["multiperceptual_normal"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.archives import unpack
+from loading.archives import unpack
 from utils import UserError
 
 

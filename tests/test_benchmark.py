@@ -5,8 +5,11 @@ import re
 import pytest
 import torch
 
-from scripts import benchmark, benchmark_data, benchmark_modes, benchmark_step
-from scripts.benchmark_step import Setup
+from scripts import benchmark
+from scripts.benchmarking import data as benchmark_data
+from scripts.benchmarking import modes as benchmark_modes
+from scripts.benchmarking import step as benchmark_step
+from scripts.benchmarking.step import Setup
 from transfers import Scale
 from utils import UserError
 
@@ -66,7 +69,7 @@ def test_memory_is_of_a_process_of_its_own():
 
 @pytest.mark.parametrize(
     "flags,sentence",
-    [({"parts": ["stop"]}, "--parts knows step"), ({"precision": "fp8"}, "--precision is fp32")],
+    [({"parts": ["stop"]}, "`parts` knows step"), ({"precision": "fp8"}, "`precision` is fp32")],
 )
 def test_mistakes_are_named(small, flags, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.check_data import aligned, check_view
-from scripts.views import find_buildings, find_views
+from loading.file_checks import check_view
+from loading.layouts import find_buildings, find_views
+from tables import text_table
 from task_configs import TASKS
 
 RGB, NORMAL, DEPTH = (TASKS[name] for name in ("rgb", "normal", "depth_zbuffer"))
@@ -140,8 +141,8 @@ def test_what_cannot_be_checked_is_one_sentence(run, copy, tmp_path, words, said
     assert status == 2 and said in output.splitlines()[-1] and "Traceback" not in output
 
 
-def test_a_table_is_aligned():
+def test_a_table_is_text_table():
     assert (
-        aligned(["a", "b", "count"], [["xx", "y", "3"]])
+        text_table(["a", "b", "count"], [["xx", "y", "3"]])
         == "a   b  count\n------------\nxx  y      3"
     )

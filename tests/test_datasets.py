@@ -15,17 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import datasets
-from datasets import BadView, EndlessSampler, ImageDataset, Reality, TaskDataset, TrainTaskDataset
-from scripts.views import (
-    LAYOUTS,
-    View,
-    find_buildings,
-    find_layout,
-    find_places,
-    find_views,
-    split_buildings,
-)
+from datasets import BadView, EndlessSampler, Reality, TaskDataset, TrainTaskDataset
+from loading import bad_files
+from loading.layouts import LAYOUTS, View, find_buildings, find_layout, find_places, find_views
+from loading.splits import split_buildings
 from task_configs import TASKS, ImageTask, get_task
 from utils import UserError
 
@@ -129,7 +122,7 @@ def test_few_missing_are_reported_and_left_out(copy, capsys):
     first_file(copy, TASKS["normal"]).unlink()
     views = find_views(SOME, [copy], find_buildings([copy]))
     assert len(views) == 15
-    assert "1 of 16 views" in capsys.readouterr().out
+    assert "1 of 16 views" in capsys.readouterr().err
 
 
 def test_many_missing_stop_and_can_be_allowed(copy):
@@ -137,7 +130,7 @@ def test_many_missing_stop_and_can_be_allowed(copy):
     for name in building[:2]:
         for file in TASKS["normal"].path(copy, name, "x").parent.glob("*.png"):
             file.unlink()
-    with pytest.raises(UserError, match=f"8 of 16 .*normal in {building[0]}: 4.*--allow-missing"):
+    with pytest.raises(UserError, match=f"8 of 16 .*normal in {building[0]}: 4.*`allow_missing`"):
         find_views(SOME, [copy], building)
     assert len(find_views(SOME, [copy], building, allow_missing=True)) == 8
 
@@ -336,14 +329,14 @@ def test_bad_training_views_are_replaced_whatever_the_number_of_workers(spoilt, 
         recorded = []
         reality = Reality("train", data, 4, num_workers=workers, endless=True, seed=5,
                           max_bad_fraction=0.5)  # fmt: skip
-        reality.record = recorded.append
+        reality.bad.record = recorded.append
         batches = [batch for batch, _ in zip(reality, range(8), strict=False)]
-        assert set(reality.bad_files) == set(bad) and len(reality.bad_views) == 8
+        assert set(reality.bad.files) == set(bad) and len(reality.bad.views) == 8
         assert {entry["bad file"] for entry in recorded} == set(bad) and len(recorded) == 8
         assert all(len(batch["rgb"]) == 4 for batch in batches)
         printed = capsys.readouterr().err
         assert all(printed.count(f"cannot load {path}: ") == 1 for path in bad)
-        runs.append((batches, list(reality.bad_files)))
+        runs.append((batches, list(reality.bad.files)))
     assert runs[0][1] == runs[1][1]
     for ours, theirs in zip(runs[0][0], runs[1][0], strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -369,15 +362,15 @@ def test_bad_views_of_validation_are_left_out(spoilt, workers):
     expected = torch.stack([TaskDataset(SOME, good, 16)[i][0] for i in range(8)])
     for _ in range(2):
         assert torch.equal(torch.cat([batch["rgb"] for batch in reality]), expected)
-    assert len(reality.bad_views) == 8
-    assert "8 of 16 val views cannot be loaded" in reality.bad_summary()
+    assert len(reality.bad.views) == 8
+    assert "8 of 16 val views cannot be loaded" in reality.bad.summary()
 
 
 def test_too_many_bad_views_stop_with_their_list(spoilt):
     views, bad = spoilt
     reality = Reality("val", TaskDataset(SOME, views, 16), 4, max_bad_fraction=0.49)
     with pytest.raises(
-        UserError, match="8 of 16 val views.*more than --max-bad-fraction"
+        UserError, match="8 of 16 val views.*more than `max_bad_fraction`"
     ) as caught:
         list(reality)
     assert all(path in str(caught.value) for path in bad)
@@ -394,7 +387,7 @@ def test_few_views_seen_do_not_count_as_few(spoilt):
 
 def test_a_hundred_bad_views_in_a_row_are_no_accident(spoilt, monkeypatch):
     views, _ = spoilt
-    monkeypatch.setattr(datasets, "TRIES", 3)
+    monkeypatch.setattr(bad_files, "TRIES", 3)
     data = TrainTaskDataset(SOME, [views[0]] * 16, 16)
     with pytest.raises(UserError, match="3 views in a row cannot be loaded; cannot load"):
         next(iter(Reality("train", data, 2, endless=True, max_bad_fraction=1)))
@@ -429,20 +422,12 @@ def test_a_format_that_starts_another_program_is_not_read(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     view = View(tmp_path, "b", "v")
-    assert view.path(TASKS["rgb"]) == TASKS["rgb"].path(tmp_path, "b", "v")
-    with pytest.raises(UserError, match="no image that is read here"):
-        ImageDataset(tmp_path / "a.png", 16)[0]
-
-
-def test_image_folder_in_order_of_names(tmp_path):
-    for name, mode in (("b.png", "L"), ("a.jpg", "RGB"), ("c.gif", "P"), ("d.png", "RGBA")):
-        Image.new(mode, (40, 30)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("x")
-    data = ImageDataset(tmp_path, 16)
-    assert [p.name for p in data.paths] == ["a.jpg", "b.png", "c.gif", "d.png"]
-    assert all(data[i][0].shape == (3, 16, 16) for i in range(4))
-    with pytest.raises(UserError, match="no images in"):
-        ImageDataset(tmp_path / "notes.txt")
+    file = view.path(TASKS["rgb"])
+    assert file == TASKS["rgb"].path(tmp_path, "b", "v")
+    file.parent.mkdir(parents=True)
+    (tmp_path / "a.png").rename(file)
+    with pytest.raises(UserError, match="not an image in a format that is read here"):
+        TaskDataset([TASKS["rgb"]], [view], 16)[0]
 
 
 @pytest.mark.skipif(not REALDATA.is_dir(), reason="no real view at hand")

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden.recipe import fill
 from PIL import Image
 from torchvision.transforms import functional as TF
 
+import demo
+from devices import forward_only
+from loading import photographs
+from measuring import prediction
+from models import save_network
+from pictures import to_image
+from sources import checkpoint_names
+from transfers import TRANSFERS, Scale
+from utils import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from golden.recipe import fill  # noqa: E402
-
-import demo  # noqa: E402
-from models import save_network  # noqa: E402
-from scripts import images  # noqa: E402
-from scripts.measuring import checkpoint_names, forward_only  # noqa: E402
-from transfers import TRANSFERS, Scale  # noqa: E402
-from utils import UserError  # noqa: E402
-
 SMALL = Scale(64, 8)
 
 
@@ -78,7 +78,7 @@ def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
         file = Image.open(tmp_path / "out" / f"a_{task}_{variant}.png")
         assert file.mode == mode and file.size == (256, 256)
         assert values.dtype == torch.float32 and 0 <= values.min() and values.max() <= 1
-        expected = np.asarray(images.to_image(values)).astype(int)
+        expected = np.asarray(to_image(values)).astype(int)
         # alone and in a batch, sums run in another order: one grey level, rarely
         assert np.abs(expected - pixels(file.filename)).max() <= 1
 
@@ -87,7 +87,7 @@ def test_size_keeps_the_aspect(models, picture, tmp_path):
     picture.save(tmp_path / "a.png")  # 120 × 90
     assert run(tmp_path / "a.png", "normal", tmp_path, models, size=100, compare=True) == 0
     assert Image.open(tmp_path / "a_normal_baseline.png").size == (128, 96)
-    with pytest.raises(UserError, match="--size is 16 or more"):
+    with pytest.raises(UserError, match="`size` is 16 or more"):
         demo.predict(picture, size=8, models_dir=str(models))
 
 
@@ -103,7 +103,7 @@ def test_batch_size_changes_nothing(models, picture, tmp_path):
 
 
 def test_half_precision_is_near(models, picture):
-    predictor = demo.load_predictor("normal", demo.VARIANTS, None, str(models), "cpu")
+    predictor = prediction.load_predictor("normal", demo.VARIANTS, None, str(models), "cpu")
     inputs = predictor.prepare(picture, None)[None]
     results = []
     for precision in ("fp32", "bf16"):
@@ -141,7 +141,7 @@ def test_every_encoding(picture, tmp_path):
     loaded = {}
     for name, (image, keywords) in encoded(picture).items():
         image.save(tmp_path / name, **keywords)
-        loaded[name] = images.square(images.open_image(tmp_path / name), 64)
+        loaded[name] = photographs.square(photographs.open_image(tmp_path / name), 64)
         assert loaded[name].shape == (3, 64, 64)
     for name in ("turned.png", "rgba.png", "no_ending"):
         assert torch.equal(loaded[name], loaded["rgb.png"]), name
@@ -155,23 +155,23 @@ def test_square_is_the_published_resizing(shape):
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     published = TF.to_tensor(TF.center_crop(TF.resize(image, [64]), [64, 64]))
-    assert torch.equal(images.square(image, 64), published)
+    assert torch.equal(photographs.square(image, 64), published)
 
 
 def test_the_shortcut_for_long_images_is_near(picture):
     whole = TF.to_tensor(TF.center_crop(TF.resize(picture, [64]), [64, 64]))
-    shortcut = TF.to_tensor(images._resized_centre(picture, 64))
+    shortcut = TF.to_tensor(photographs._resized_centre(picture, 64))
     # the published long side is a whole number of pixels, which shifts the grid a little
     assert (shortcut - whole).abs().mean() < 0.02
 
 
 def test_very_long_images_take_little(monkeypatch):
     resized = []
-    monkeypatch.setattr(images.TF, "resize", lambda *a: resized.append(a))
-    assert images.square(Image.new("RGB", (20000, 1), (255, 0, 0)), 256)[0].min() == 1
+    monkeypatch.setattr(photographs.TF, "resize", lambda *a: resized.append(a))
+    assert photographs.square(Image.new("RGB", (20000, 1), (255, 0, 0)), 256)[0].min() == 1
     assert not resized
-    with pytest.raises(images.BrokenImage, match="leave --size out"):
-        images.whole(Image.new("RGB", (20000, 1)), 256, 64)
+    with pytest.raises(photographs.BrokenImage, match="leave `size` out"):
+        photographs.whole(Image.new("RGB", (20000, 1)), 256, 64)
 
 
 def spoil(folder, picture):
@@ -216,7 +216,7 @@ def test_command_line_on_a_folder_of_everything(models, picture, tmp_path):
     [
         (["--task", "normals"], "did you mean normal?"),
         ([], "--task is normal or depth or reshading"),
-        (["--task", "depth"], "--img_path names an image"),
+        (["--task", "depth"], "--img-path names an image"),
         (["--task", "depth", "--img_path", "/no/such.png"], "no file or folder /no/such.png"),
         (["--task", "depth", "--img_paht", "x"], "unknown flag --img-paht"),
     ],
@@ -271,39 +271,39 @@ def test_rooms_networks_stand_in(models, picture, tmp_path, monkeypatch):
     class Job:
         models_dir = tmp_path / "models"
 
-    monkeypatch.setattr(demo, "DEMO_MODELS", models)
-    monkeypatch.setattr(demo, "read_job", lambda: Job)
+    monkeypatch.setattr(prediction, "DEMO_MODELS", models)
+    monkeypatch.setattr(prediction, "read_job", lambda: Job)
     cpu = torch.device("cpu")
-    predictor = demo.load_predictor("normal", demo.VARIANTS, None, None, cpu)
+    predictor = prediction.load_predictor("normal", demo.VARIANTS, None, None, cpu)
     assert predictor.stands_in and predictor.scale == SMALL
     assert "shipped" in predictor.note and "rgb2normal_baseline.pth" in predictor.note
     assert "tools/download_models.sh" in predictor.note and "\n" not in predictor.note
     with pytest.raises(UserError, match="no rgb2normal_baseline.pth"):
-        demo.load_predictor("normal", demo.VARIANTS, "published", None, cpu)
+        prediction.load_predictor("normal", demo.VARIANTS, "published", None, cpu)
     with pytest.raises(UserError, match=f"in {tmp_path}"):  # named folders are not replaced
-        demo.load_predictor("normal", demo.VARIANTS, None, str(tmp_path), cpu)
-    demo._kept_predictor.cache_clear()
+        prediction.load_predictor("normal", demo.VARIANTS, None, str(tmp_path), cpu)
+    prediction._kept_predictor.cache_clear()
     with pytest.warns(UserWarning, match="shipped"):
         demo.predict(picture)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         demo.predict(picture)  # loaded once, said once
-    demo._kept_predictor.cache_clear()
+    prediction._kept_predictor.cache_clear()
 
 
 @pytest.mark.parametrize("task", demo.TARGETS)
 def test_the_shipped_networks(task, picture):
-    predictor = demo.load_predictor(task, demo.VARIANTS, "rooms", None, torch.device("cpu"))
+    predictor = prediction.load_predictor(task, demo.VARIANTS, "rooms", None, torch.device("cpu"))
     assert predictor.scale == Scale(128, 8, 4)
     inputs = predictor.prepare(picture, None)[None]
     with torch.inference_mode():
         baseline, consistency = predictor.predict(inputs, None).values()
     assert baseline.shape[-2:] == consistency.shape[-2:] == (256, 256)
     assert 0.002 < float((baseline - consistency).abs().mean()) < 0.2  # two, and alike
-    assert all(file.stat().st_size < 4e6 for file in demo.DEMO_MODELS.iterdir())
+    assert all(file.stat().st_size < 4e6 for file in prediction.DEMO_MODELS.iterdir())
 
 
 @pytest.mark.parametrize("name", checkpoint_names("depth_zbuffer", "baseline"))
 def test_every_name_of_the_depth_network(name, models, tmp_path):
     (tmp_path / name).write_bytes((models / "rgb2depth_baseline.pth").read_bytes())
-    demo.load_predictor("depth", ["baseline"], None, str(tmp_path), torch.device("cpu"))
+    prediction.load_predictor("depth", ["baseline"], None, str(tmp_path), torch.device("cpu"))

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import scripts.download as download
-from scripts.download import SOURCES, fetch
+import loading.downloads as download
+from loading.downloads import fetch
+from models import read_weights
+from scripts.download import SOURCES
 from transfers import TRANSFERS
 from utils import UserError
 
@@ -91,7 +93,7 @@ def archive(**files: bytes) -> bytes:
 def test_what_is_cut_off_goes_on(host, tmp_path, ways):
     data = host.files["a.pth"] = checkpoint()
     host.ways, host.cuts = ways, [7000, 6000]
-    fetch(f"{host.url}/a.pth", tmp_path / "a.pth")
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert (tmp_path / "a.pth").read_bytes() == data
     assert not (tmp_path / "a.pth.part").exists()
     second = [None, "bytes=7000-", "bytes=13000-" if not ways else "bytes=6000-"]
@@ -103,9 +105,9 @@ def test_a_second_call_goes_on_after_the_first_gave_up(host, tmp_path, monkeypat
     host.cuts = [5000, 0, 0]
     monkeypatch.setattr(download, "ATTEMPTS", 3)
     with pytest.raises(UserError, match="cut off after 5000 bytes.*the same again goes on"):
-        fetch(f"{host.url}/a.pth", tmp_path / "a.pth")
+        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert not (tmp_path / "a.pth").exists() and (tmp_path / "a.pth.part").stat().st_size == 5000
-    fetch(f"{host.url}/a.pth", tmp_path / "a.pth")
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert host.asked[-1] == ("a.pth", "bytes=5000-")
     assert (tmp_path / "a.pth").read_bytes() == data
 
@@ -113,39 +115,39 @@ def test_a_second_call_goes_on_after_the_first_gave_up(host, tmp_path, monkeypat
 def test_a_part_that_was_whole_is_not_fetched_again(host, tmp_path):
     data = host.files["a.pth"] = checkpoint()
     (tmp_path / "a.pth.part").write_bytes(data)
-    fetch(f"{host.url}/a.pth", tmp_path / "a.pth")
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert (tmp_path / "a.pth").read_bytes() == data
     (tmp_path / "a.pth.part").write_bytes(data + b"more")
     with pytest.raises(UserError, match="shorter than what is here"):
-        fetch(f"{host.url}/a.pth", tmp_path / "a.pth")
+        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
 
 
 @pytest.mark.parametrize(
     "content, ways, said",
-    [(b"not weights", set(), "is no checkpoint"), (None, set(), "no file"),
+    [(b"not weights", set(), "is not a checkpoint"), (None, set(), "no file"),
      (None, {"html"}, "gives a web page")],
 )  # fmt: skip
 def test_what_is_no_checkpoint_is_not_kept(host, tmp_path, content, ways, said):
     host.files, host.ways = ({"a.pth": content} if content else {}), ways
     with pytest.raises(UserError, match=said):
-        fetch(f"{host.url}/a.pth", tmp_path / "a.pth")
+        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_sum_is_refused(host, tmp_path):
     data = host.files["a.pth"] = checkpoint()
-    with pytest.raises(UserError, match="has SHA-256"):
-        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", "0" * 64)
+    with pytest.raises(UserError, match="its SHA-256 is"):
+        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights, "0" * 64)
     assert not list(tmp_path.iterdir())
-    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", hashlib.sha256(data).hexdigest())
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights, hashlib.sha256(data).hexdigest())
 
 
 def test_files_of_a_folder_are_an_address_too(tmp_path):
     (tmp_path / "from.pth").write_bytes(checkpoint())
-    fetch((tmp_path / "from.pth").as_uri(), tmp_path / "to.pth")
+    fetch((tmp_path / "from.pth").as_uri(), tmp_path / "to.pth", read_weights)
     assert (tmp_path / "to.pth").read_bytes() == checkpoint()
     with pytest.raises(download.NotThere):
-        fetch((tmp_path / "none.pth").as_uri(), tmp_path / "none.pth")
+        fetch((tmp_path / "none.pth").as_uri(), tmp_path / "none.pth", read_weights)
 
 
 # ---- the program --------------------------------------------------------------------

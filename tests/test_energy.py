@@ -10,7 +10,6 @@ from energy import (
     choose_losses,
     direct_only,
     energy_configs,
-    error_map,
     evaluate_losses,
     get_config,
     gradients_of,
@@ -129,12 +128,3 @@ def test_angular_error():
         radian = torch.deg2rad(torch.tensor(angle, dtype=torch.float64))
         other = encoded(torch.sin(radian), 0, torch.cos(radian))
         assert angular_error(other, encoded(0, 0, 1), mask).item() == pytest.approx(angle, abs=1e-5)
-
-
-def test_error_map_is_grey_where_invalid_and_in_range():
-    prediction, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    mask = torch.rand(2, 1, 8, 8).expand(2, 3, 8, 8) > 0.5
-    picture = error_map(prediction, target, mask, 1.0)
-    assert picture.shape == (2, 3, 8, 8) and picture.min() >= 0 and picture.max() <= 1
-    assert (picture[~mask] == 0.505).all()
-    assert torch.isfinite(error_map(target, target, mask, 1.0)).all()

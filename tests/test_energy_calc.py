@@ -9,28 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden.recipe import fill
 from PIL import Image
 
+from datasets import Reality, TaskDataset
+from devices import forward_only
+from energy import ENERGY_DOMAINS, energy_configs, evaluate_losses, paths_for
+from graph import edges_of
+from loading.layouts import View, find_views
+from loading.photographs import open_image, square
+from measuring import consistency_energy, energy_maps, shifts
+from measuring.statistics import standardised, statistics
+from models import save_network
+from scripts import energy_calc, energy_map, energy_shift
+from sources import Sources
+from task_configs import get_task
+from transfers import TRANSFERS, Scale
+from utils import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from golden.recipe import fill  # noqa: E402
-
-from datasets import Reality, TaskDataset  # noqa: E402
-from energy import ENERGY_DOMAINS, energy_configs, evaluate_losses, paths_for  # noqa: E402
-from graph import edges_of  # noqa: E402
-from models import save_network  # noqa: E402
-from scripts import energy_calc, energy_map, energy_shift, measuring  # noqa: E402
-from scripts.energy_statistics import (  # noqa: E402
-    standardised,
-    statistics,
-)
-from scripts.images import open_image, square  # noqa: E402
-from scripts.views import View, find_views  # noqa: E402
-from task_configs import get_task  # noqa: E402
-from transfers import TRANSFERS, Scale  # noqa: E402
-from utils import UserError  # noqa: E402
-
 SMALL = Scale(32, 8)
 TINY_BUILDINGS = ["agate", "basalt", "tuff", "zeolite"]  # trained on, and tested on
 EDGES = edges_of(energy_configs["energy_calc"]["paths"])
@@ -74,14 +71,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def graph(models):
-    setting = measuring.Setting([], [models], SMALL, embedded=False)
-    return measuring.energy_graph("energy_calc", setting, torch.device("cpu"))
+    setting = Sources([], [models], SMALL, embedded=False)
+    return consistency_energy.energy_graph("energy_calc", setting, torch.device("cpu"))
 
 
 def table_of(graph, data, batch_size, buildings=("tuff", "zeolite")):
     views = find_views(TASKS_NEEDED, [data], buildings)
     reality = Reality("test", TaskDataset(TASKS_NEEDED, views, 32), batch_size)
-    return energy_calc.measure_views(graph, reality, quiet=True)
+    return consistency_energy.measure_views(graph, reality, quiet=True)
 
 
 def rows_of(path):
@@ -109,8 +106,8 @@ def test_batch_size_changes_nothing(graph, data):
 
 
 def test_the_consistent_networks_are_preferred(models, capsys):
-    setting = measuring.Setting([], [models], SMALL, embedded=False)
-    graph = measuring.energy_graph("energy_calc", setting, torch.device("cpu"))
+    setting = Sources([], [models], SMALL, embedded=False)
+    graph = consistency_energy.energy_graph("energy_calc", setting, torch.device("cpu"))
     said = capsys.readouterr().out
     assert "rgb2reshading_consistency.pth" in said and "normal_consistency" not in said
     assert said.count("\n") == 1
@@ -125,8 +122,8 @@ def test_a_pass_computes_each_prefix_once(graph):
     for name, network in graph.networks.items():
         network.register_forward_hook(lambda *_, name=name: calls.append(name))
     batch = {"rgb": torch.rand(1, 3, 32, 32), "normal": torch.rand(1, 3, 32, 32)}
-    with measuring.forward_only(torch.device("cpu")):
-        measuring.measure_batch(graph, "energy_calc", batch)
+    with forward_only(torch.device("cpu")):
+        consistency_energy.measure_batch(graph, "energy_calc", batch)
     assert sorted(calls) == sorted("2".join(edge) for edge in EDGES)
 
 
@@ -179,10 +176,10 @@ def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tm
     "config,flags,sentence",
     [
         ("energy_calk", {}, "did you mean energy_calc"),
-        ("energy_calc_nogt", {}, "needs --data-dir"),
-        ("energy_calc", {"data_dir": "."}, "named by --data-dirs"),
-        ("energy_calc", {"batch_size": 0}, "--batch-size has to be more than 0"),
-        ("energy_calc", {"precision": "half"}, "--precision is fp32 or"),
+        ("energy_calc_nogt", {}, "needs `data_dir`"),
+        ("energy_calc", {"data_dir": "."}, "named by `data_dirs`"),
+        ("energy_calc", {"batch_size": 0}, "`batch_size` has to be more than 0"),
+        ("energy_calc", {"precision": "half"}, "`precision` is fp32 or"),
         ("energy_calc_nogt", {"data_dir": "."}, "first run python -m scripts.energy_calc"),
     ],
 )
@@ -208,18 +205,18 @@ def test_command_line(models, data, tmp_path):
 
 
 def test_pixels_average_to_the_image(graph):
-    losses = energy_map.LOSSES
+    losses = energy_maps.STRAIGHT_LOSSES
     config = energy_configs["energy_calc_nogt"]
     batch = {"rgb": torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
     with torch.no_grad():
         values = graph.sample(paths_for(config, losses), batch)
-    parts = energy_map.disagreements(values)
+    parts = energy_maps.disagreements(values)
     for domain, loss in zip(ENERGY_DOMAINS, evaluate_losses(config, losses, values).values(),
                             strict=True):  # fmt: skip
         torch.testing.assert_close(parts[domain].mean(dim=(1, 2, 3)), loss)
     table = {f"percep__{d}": m.mean(dim=(1, 2, 3)).double().numpy() for d, m in parts.items()}
     by = statistics(table)
-    per_image = energy_map.pixel_energy(parts, by).mean(dim=(1, 2, 3))
+    per_image = energy_maps.pixel_energy(parts, by).mean(dim=(1, 2, 3))
     wanted = standardised(table, by)["normalized_energy"]
     np.testing.assert_allclose(per_image, wanted, atol=1e-3)
 
@@ -237,18 +234,18 @@ def test_energy_map_run(models, labelled, tmp_path):
 
 def test_shifts_do_what_they_say():
     image = square(open_image(ROOT / "assets" / "room.png"), 64)[None].repeat(3, 1, 1, 1)
-    assert torch.equal(energy_shift.shifted(image, energy_shift.CLEAN, 0), image)
-    for kind, (_, levels) in energy_shift.SHIFTS.items():
+    assert torch.equal(shifts.shifted(image, shifts.CLEAN, 0), image)
+    for kind, (_, levels) in shifts.SHIFTS.items():
         sizes = []
         for level in levels:
-            changed = energy_shift.shifted(image, (kind, level), 0)
+            changed = shifts.shifted(image, (kind, level), 0)
             assert changed.shape == image.shape and 0 <= changed.min() and changed.max() <= 1
             sizes.append(float((changed - image).abs().mean()))
             # each image's noise is its own, and the same in any batch
-            alone = energy_shift.shifted(image[1:2], (kind, level), 1)
+            alone = shifts.shifted(image[1:2], (kind, level), 1)
             assert torch.equal(alone[0], changed[1])
         assert sizes == sorted(sizes) and sizes[0] > 0
-    dark = energy_shift.shifted(image, ("darkening (factor)", 1.0), 0)
+    dark = shifts.shifted(image, ("darkening (factor)", 1.0), 0)
     assert torch.equal(dark, image)  # to 8 bits and back loses nothing
 
 

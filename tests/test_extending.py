@@ -13,8 +13,8 @@ from PIL import Image
 import energy
 import task_configs
 import transfers
+from loading import layouts as views
 from models import save_network
-from scripts import views
 from transfers import Scale
 from utils import ROOT
 

@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors.torch import save
 
 from datasets import BadView, Reality, TaskDataset, TrainTaskDataset
+from loading.archives import unpack
+from loading.layouts import find_buildings, find_views
 from models import load_network, read_weights, save_network
-from scripts.archives import unpack
 from scripts.check_data import check_view
-from scripts.views import find_buildings, find_views
 from task_configs import TASKS
 from transfers import TRANSFERS, Scale
 from utils import UserError

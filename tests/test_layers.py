@@ -1,6 +1,7 @@
 """The shape of the project: imports point downwards, importing does nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,45 +10,135 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# lower number = lower layer; a module may import only lower ones
-LAYERS = {
-    "utils": 0, "modules": 1, "task_configs": 1, "logger": 1, "scripts.packed": 2,
-    "scripts.views": 3, "datasets": 4, "transfers": 4, "models": 5, "graph": 5, "energy": 6,
-    "scripts": 7, "train": 8, "demo": 8,
-}  # fmt: skip
+# Floors from the bottom up: a file may import from lower floors, and from its own folder.
+FLOORS = [
+    ["utils", "modules"],
+    ["files", "task_configs"],
+    ["tables", "loading", "rooms", "transfers"],
+    ["datasets", "models", "graph", "pictures"],
+    ["energy", "packing", "logger", "devices", "sources"],
+    ["training", "measuring"],
+    ["train", "demo", "scripts"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+PROGRAMS = FLOORS[-1]
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def files_of(name: str) -> list[Path]:
+    folder = ROOT / name
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports, by their dotted names; relative ones resolved."""
+    found = set()
+    package = module_of(file) if file.stem == "__init__" else module_of(file).rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {layer for layer in map(layer_of, names) if layer}
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
 
 
-def layer_of(module: str) -> str | None:
-    """The longest name in the table that begins the module's."""
-    parts = module.split(".")
-    beginnings = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((name for name in beginnings if name in LAYERS), None)
+def own_modules() -> set[str]:
+    return {module_of(file) for name in FLOOR for file in files_of(name)}
 
 
-@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"scripts"}))
+def test_every_file_has_its_floor():
+    """No module, and no folder with modules, is outside the rule."""
+    ignored = {"tests", "examples"}
+    tops = {file.stem for file in ROOT.glob("*.py") if not file.name.startswith("my_")}
+    tops |= {file.parent.name for file in ROOT.glob("*/*.py") if file.parent.name[0] != "."}
+    assert tops - ignored == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", FLOOR)
 def test_imports_point_downwards(name):
-    path = ROOT / name.replace(".", "/")
-    files = path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")]
-    for file in files:
-        for other in imported(file) - {name}:
-            assert LAYERS[other] < LAYERS[name], f"{file.name} imports {other}"
+    for file in files_of(name):
+        for other in imported(file):
+            top = other.partition(".")[0]
+            if top in FLOOR and top != name:
+                assert FLOOR[top] < FLOOR[name], f"{file.relative_to(ROOT)} imports {other}"
+
+
+def test_no_circles_within_a_folder():
+    modules = own_modules()
+    edges = {}
+    for name in FLOOR:
+        for file in files_of(name):
+            known = (next((m for m in (o, o.rpartition(".")[0]) if m in modules), None)
+                     for o in imported(file))  # fmt: skip
+            edges[module_of(file)] = {other for other in known if other}
+    done, path = set(), []
+
+    def visit(module: str) -> None:
+        assert module not in path, " → ".join([*path, module])
+        if module not in done:
+            path.append(module)
+            for other in edges[module]:
+                if other != module:
+                    visit(other)
+            done.add(path.pop())
+
+    for module in sorted(edges):
+        visit(module)
+
+
+def test_programs_are_imported_by_nothing():
+    """A program may only be started; the benchmark's parts are its own."""
+    for name in FLOOR:
+        for file in files_of(name):
+            for other in imported(file):
+                if other.partition(".")[0] in PROGRAMS:
+                    parts = module_of(file).startswith("scripts.bench")
+                    assert parts and other.startswith("scripts.benchmarking."), f"{file}: {other}"
+
+
+def functions() -> list[tuple[str, ast.FunctionDef]]:
+    found = []
+    for name in FLOOR:
+        for file in files_of(name):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef):
+                    found.append((f"{file.relative_to(ROOT)}:{node.lineno} {node.name}", node))
+    return found
+
+
+def test_functions_are_short_and_take_few_parameters():
+    """60 lines, a dozen parameters; a program's flags are not parameters that travel."""
+    for place, node in functions():
+        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        if node.name != "main":
+            assert node.end_lineno - node.lineno + 1 <= 60, place
+            assert len([name for name in names if name not in ("self", "cls")]) <= 12, place
+
+
+def test_libraries_print_nothing_and_quote_no_flags():
+    for name in set(FLOOR) - set(PROGRAMS) - {"utils"}:
+        for file in files_of(name):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            docs = {ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(
+                n, ast.Module | ast.ClassDef | ast.FunctionDef)}  # fmt: skip
+            for node in ast.walk(tree):
+                where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id != "print", where
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    flag = re.search(r"(?<![\w-])--[a-z]", node.value)
+                    assert not flag or node.value in docs or "torchrun" in node.value, where
 
 
 def test_importing_does_nothing(tmp_path):
-    names = [n for n in LAYERS if n != "scripts"] + ["scripts.setting", "scripts.train_edges"]
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        f"import {', '.join(names)}\n"
+        f"import {', '.join(sorted(own_modules()))}\n"
         "import gc, torch\n"
         "assert not any(type(o) is torch.nn.Parameter for o in gc.get_objects())\n"
         "assert not torch.cuda.is_initialized()\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from logger import Logger, VisdomWindows, in_order, montage
+from logger import Logger, VisdomWindows
 from utils import UserError
 
 
@@ -271,7 +271,7 @@ def test_no_server_is_one_line(name, server, tmp_path, capsys):
 
 
 def test_an_impossible_port_is_one_sentence():
-    with pytest.raises(UserError, match="--visdom-port is a number from 1 to 65535, not 70000"):
+    with pytest.raises(UserError, match="`visdom_port` is a number from 1 to 65535, not 70000"):
         VisdomWindows("env", "localhost", 70000)
 
 
@@ -304,18 +304,3 @@ def test_only_the_host_named_is_talked_to(running, quick, tmp_path, monkeypatch)
 
 
 # ---- pictures -----------------------------------------------------------------------
-
-
-def test_columns_put_the_error_map_after_the_prediction():
-    assert in_order(["x", "y^", "n(x)", "f(y^)"]) == ["x", "y^", "n(x)", "error", "f(y^)"]
-
-
-def test_montage_places_cells_below_labels():
-    columns = {"x": torch.ones(2, 3, 16, 16), "depth": torch.full((2, 1, 16, 16), 0.5)}
-    picture = montage(columns, cell=32)
-    assert picture.size == (2 * 34 + 2, 18 + 2 * 34 + 2)
-    assert picture.getpixel((10, 30)) == (255, 255, 255)
-    assert picture.getpixel((50, 30)) == (127, 127, 127)
-    assert picture.getpixel((35, 30)) == (0, 0, 0)
-    header = picture.crop((0, 0, 70, 18))
-    assert header.getextrema()[0][1] > 200  # text

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import find_scale, load_network, make_optimizer, read_weights, save_network
+from models import load_network, make_optimizer, read_weights, save_network
 from modules import UNet
+from sources import find_scale
 from transfers import TRANSFERS, Scale
 from utils import UserError
 
@@ -59,7 +60,7 @@ def test_half_precision_loads_as_float32(tmp_path, network):
 
 def test_another_scale_is_refused_with_the_right_flags(tmp_path, network):
     save_network(tmp_path / "a.pth", network, SCALE)
-    with pytest.raises(UserError, match="trained at image size 32, width 8.*--image-size 32 --wid"):
+    with pytest.raises(UserError, match="trained at image size 32, width 8.*`image_size` 32 `wid"):
         load_network(ROW.build(Scale(64, 8)), tmp_path / "a.pth", Scale(64, 8))
 
 
@@ -130,6 +131,25 @@ def test_safetensors_load_with_their_metadata(tmp_path, network):
     assert same(fresh.state_dict(), network.state_dict())
     with pytest.raises(UserError, match="trained at image size 32, width 8"):
         load_network(ROW.build(Scale(64, 8)), tmp_path / "a.safetensors", Scale(64, 8))
+
+
+def test_safetensors_of_another_depth_say_so(tmp_path):
+    scale = Scale(64, 8, levels=2)
+    made = {"image_size": "64", "width": "8", "levels": "2"}
+    save_file(ROW.build(scale).state_dict(), tmp_path / "a.safetensors", metadata=made)
+    load_network(ROW.build(scale), tmp_path / "a.safetensors", scale)
+    with pytest.raises(UserError, match="`levels` 2"):
+        load_network(ROW.build(Scale(64, 8)), tmp_path / "a.safetensors", Scale(64, 8))
+
+
+@pytest.mark.parametrize("levels", ["2", 9, None, [1]])
+def test_a_scale_that_cannot_be_is_refused(tmp_path, network, levels):
+    torch.save(
+        {"state_dict": network.state_dict(), "image_size": 32, "width": 8, "levels": levels},
+        tmp_path / "a.pth",
+    )
+    with pytest.raises(UserError, match="a.pth records a scale that cannot be"):
+        load_network(ROW.build(SCALE), tmp_path / "a.pth", SCALE)
 
 
 def test_broken_safetensors_are_refused(tmp_path, network):

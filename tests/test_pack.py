@@ -6,11 +6,12 @@ import shutil
 import pytest
 import torch
 
+import datasets
 from datasets import Reality, TaskDataset
+from loading.layouts import LAYOUTS, find_buildings, find_views
+from loading.packs import find_pack
+from loading.splits import split_buildings
 from models import read_weights
-from scripts.pack import Encoded
-from scripts.packed import find_pack
-from scripts.views import LAYOUTS, find_buildings, find_views, split_buildings
 from task_configs import TASKS
 
 WITH_FILES = [task for task in TASKS.values() if task.name != "imagenet"]
@@ -76,8 +77,8 @@ def test_training_on_a_pack_gives_the_same_network(pack, run, rooms, tmp_path):
 
 
 def test_an_interrupted_packing_goes_on_where_it_stopped(pack, rooms, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.pack.BATCH", 4)
-    monkeypatch.setattr("scripts.pack.CHECKPOINT", 1)
+    monkeypatch.setattr("packing.BATCH", 4)
+    monkeypatch.setattr("packing.CHECKPOINT", 1)
     copy = shutil.copytree(rooms, tmp_path / "copy")
     views = dataset(copy).views
     broken = views[10].path(TASKS["normal"])
@@ -86,13 +87,15 @@ def test_an_interrupted_packing_goes_on_where_it_stopped(pack, rooms, tmp_path, 
     status, line, folder = pack(copy)
     assert status == 2 and broken.name in line and not folder.exists()
     broken.write_bytes(good)
-    encode, read = Encoded.read, []
-    monkeypatch.setattr(Encoded, "read", lambda data, *how: read.append(how) or encode(*how))
+    opened, read = datasets.open_file, []
+    monkeypatch.setattr(
+        datasets, "open_file", lambda path, size: read.append(path) or opened(path, size)
+    )
     status, line, folder = pack(copy)
     assert status == 0, line
     # eight views were on the disk
-    assert [path for task, path, *_ in read if task.name == "normal"] == [
-        view.path(TASKS["normal"]) for view in views[8:]
+    assert [path for path in read if "_normal/" in path] == [
+        str(view.path(TASKS["normal"])) for view in views[8:]
     ]
     assert_equal(dataset(folder), dataset(copy))
     assert sorted(p.name for p in folder.iterdir()) == sorted(
@@ -101,8 +104,8 @@ def test_an_interrupted_packing_goes_on_where_it_stopped(pack, rooms, tmp_path, 
 
 
 def test_a_packing_begins_anew_where_a_packed_file_has_changed(pack, rooms, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.pack.BATCH", 4)
-    monkeypatch.setattr("scripts.pack.CHECKPOINT", 1)
+    monkeypatch.setattr("packing.BATCH", 4)
+    monkeypatch.setattr("packing.CHECKPOINT", 1)
     copy = shutil.copytree(rooms, tmp_path / "copy")
     views = dataset(copy).views
     broken, changed = (views[number].path(TASKS["normal"]) for number in (10, 2))

@@ -16,8 +16,8 @@ import pytest
 import torch
 from forked import Program
 
-import scripts.training
-from scripts.run_folder import load_state, save_state
+import training.loop
+from training.states import load_state, save_state
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def signals_at(*steps: int, number: int = signal.SIGTERM, times: int = 1):
     """For `prepare`: the process gets signals during each of those steps, counted from 1."""
 
     def prepare() -> None:
-        call, count = scripts.training.Step.__call__, 0
+        call, count = training.loop.Step.__call__, 0
 
         def counted(*arguments):
             nonlocal count
@@ -76,7 +76,7 @@ def signals_at(*steps: int, number: int = signal.SIGTERM, times: int = 1):
                 os.kill(os.getpid(), number)
             return call(*arguments)
 
-        scripts.training.Step.__call__ = counted
+        training.loop.Step.__call__ = counted
 
     return prepare
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +9,17 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion, sobel
 
+from rooms import shade
+from rooms import writing as program
+from rooms.camera import choose_camera
+from rooms.domains import DOMAINS
+from rooms.layout import make_scene
+from rooms.render import HOLE, Renderer, render
+from rooms.scene import LABELS
+from rooms.writing import make_rooms, split_buildings, view_paths
+from utils import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from scripts import make_rooms as program  # noqa: E402
-from scripts.make_rooms import make_rooms, split_buildings, view_paths  # noqa: E402
-from scripts.rooms import shade  # noqa: E402
-from scripts.rooms.camera import choose_camera  # noqa: E402
-from scripts.rooms.domains import DOMAINS  # noqa: E402
-from scripts.rooms.layout import make_scene  # noqa: E402
-from scripts.rooms.render import HOLE, Renderer, render  # noqa: E402
-from scripts.rooms.scene import LABELS  # noqa: E402
-from utils import UserError  # noqa: E402
-
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 SIZE, BUILDINGS, VIEWS = 96, ["jasper", "marl"], 12
 
@@ -255,7 +252,7 @@ def test_bad_arguments(tmp_path):
 
 
 def test_contact_sheet(folder, tmp_path):
-    from scripts.rooms.sheet import write_sheet
+    from rooms.sheet import write_sheet
 
     write_sheet(tmp_path / "sheet.png", [view_paths(folder, BUILDINGS[0], 0, 0)], size=40)
     assert Image.open(tmp_path / "sheet.png").size[0] == 42 * len(DOMAINS)

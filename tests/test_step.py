@@ -11,11 +11,11 @@ from energy import energy_configs, evaluate_losses, paths_for, perceptual_losses
 from graph import TaskGraph, edges_of
 from models import make_optimizer
 from modules.unet import recompute_activations
-from scripts.benchmark_step import difference
-from scripts.label_cache import LabelCache
-from scripts.published_schedule import PublishedStep
-from scripts.step import Step, losses_of
+from scripts.benchmarking.published_schedule import PublishedStep
+from scripts.benchmarking.step import difference
 from task_configs import TASKS
+from training.label_cache import Budget, LabelCache
+from training.step import Step, losses_of
 from transfers import TRANSFERS, Scale
 from utils import UserError
 
@@ -122,7 +122,7 @@ def test_between_measurements_the_gradient_is_the_weighted_sum():
 def test_labels_are_kept_within_the_budget():
     chosen = ALL[:2]
     plain = losses_of(graph_of(), NORMAL, ["mae", *chosen], batch_of())
-    graph, cache = graph_of(), LabelCache(budget=1e9)
+    graph, cache = graph_of(), LabelCache(Budget(1e9))
     passes = counted(graph)
     for _ in range(2):
         kept = losses_of(graph, NORMAL, ["mae", *chosen], batch_of(), labels=cache)
@@ -130,11 +130,11 @@ def test_labels_are_kept_within_the_budget():
     assert passes["normal2principal_curvature", "forward"] == 3  # twice of n(x), once of y^
     # the second batch has one new view: its labels are computed, those of the other kept
     losses_of(graph, NORMAL, ["mae", *chosen], batch_of(views=(1, 2)), labels=cache)
-    assert cache.bytes == 3 * 8 * 8 * (3 + 1) * 8  # three views of 3 + 1 channels
-    small = LabelCache(budget=cache.bytes - 1)
+    assert cache.budget.taken == 3 * 8 * 8 * (3 + 1) * 8  # three views of 3 + 1 channels
+    small = LabelCache(Budget(cache.budget.taken - 1))
     for views in ((0, 1), (1, 2), (2, 3)):
         losses_of(graph, NORMAL, ["mae", *chosen], batch_of(views=views), labels=small)
-        assert small.bytes <= small.budget
+        assert small.budget.taken <= small.budget.total
 
 
 def test_losses_that_share_a_value_beyond_the_prediction():

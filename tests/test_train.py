@@ -43,7 +43,7 @@ def test_the_main_job(run, networks):
     # the checkpoint is the trained network of the last epoch, at its scale
     weights, made_by = read_weights(folder / "rgb2normal_consistency.pth")
     start, _ = read_weights(networks / "rgb2normal_baseline.pth")
-    assert (made_by["image_size"], made_by["width"], made_by["steps"]) == (32, 8, 2)
+    assert (made_by["image_size"], made_by["width"], made_by["steps_per_epoch"]) == (32, 8, 2)
     assert any(not torch.equal(weights[name], start[name]) for name in start)
     for name in ("start.png", "latest.png"):
         with Image.open(folder / name) as picture:

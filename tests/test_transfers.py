@@ -31,9 +31,11 @@ def test_levels_choose_the_depth_at_any_size():
     assert tuple(shallow.depth(d) for d in (6, 5, 4, 3)) == (4, 3, 2, 1)
     assert shallow.fits(Scale(64, 8)) and not shallow.fits(Scale(128, 8))
     assert str(shallow) == "image size 128, width 8, levels 4"
-    assert shallow.but(width=16) == Scale(128, 16, 4) and shallow.but(64) == Scale(64, 8)
+    assert shallow.with_overrides(width=16) == Scale(128, 16, 4) and shallow.with_overrides(
+        64
+    ) == Scale(64, 8)
     assert Scale.of({}) == Scale() and Scale.of({"image_size": 64, "width": 8}) == Scale(64, 8)
-    with pytest.raises(UserError, match="--levels is 1 to 6, not 7"):
+    with pytest.raises(UserError, match="`levels` is 1 to 6, not 7"):
         Scale(256, 16, 7)
 
 
@@ -49,7 +51,7 @@ def test_width_scales_every_convolution():
 
 @pytest.mark.parametrize(
     "size, width, word",
-    [(100, 16, "--image-size 100"), (8, 8, "--image-size"), (64, 12, "--width")],
+    [(100, 16, "`image_size` 100"), (8, 8, "`image_size`"), (64, 12, "`width`")],
 )
 def test_scales_that_no_network_has_are_refused(size, width, word):
     with pytest.raises(UserError, match=word):

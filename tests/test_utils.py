@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import ROOT, UserError, command_line, help_text, nearest, read_job, write_atomically
+from files import write_atomically
+from utils import ROOT, UserError, command_line, help_text, nearest, read_job
 
 PROGRAMS = [
     f"scripts.{file.stem}"
@@ -72,11 +73,11 @@ def test_values_arrive_as_annotated(call, arguments, printed):
     [
         (["--cuont", "3"], "error: unknown flag --cuont; did you mean --count?"),
         (["--count", "x"], "error: --count takes a whole number, not 'x'"),
-        (["--count", "1.5"], "error: --count takes a whole number, not 1.5"),
+        (["--count", "1.5"], "error: --count takes a whole number, not '1.5'"),
         (["--rate", "x"], "error: --rate takes a number, not 'x'"),
         (["--count"], "error: --count needs a value"),
         (["--count", "--loud"], "error: --count needs a value"),
-        (["--loud=3"], "error: --loud is a switch and takes no value, not 3"),
+        (["--loud=3"], "error: --loud is a switch and takes no value, not '3'"),
         (["one", "two"], "error: unexpected word 'two'"),
         (["fail"], "error: told to fail"),
     ],

@@ -1,5 +1,8 @@
 """The energies: paths, losses, gradient norms, weights, win rates, the scalar."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from recipe import batch_of, graph_of, read
@@ -16,7 +19,7 @@ from energy import (
 )
 from graph import TaskGraph
 from modules import ResNetClass
-from scripts.step import losses_of
+from training.step import losses_of
 
 FILES = {torch.float32: "energy.json", torch.float64: "energy_float64.json"}
 INTENDED = "winrate_two_chosen_INTENDED(pre-1c7a187)"
@@ -68,6 +71,19 @@ class Energy:
     def sample(self, losses: list[str]) -> dict:
         return self.graph.sample(paths_for(self.config, losses), self.batch)
 
+    def both(self, compute: Callable[[], Any]) -> tuple[Any, Any]:
+        """What `compute` gives, and what it gives in float64."""
+        ours = compute()
+        if self.exact:
+            return ours, ours
+        batch = self.batch
+        self.graph.double()
+        self.batch = {name: values.double() for name, values in batch.items()}
+        exact = compute()
+        self.graph.float()
+        self.batch = batch
+        return ours, exact
+
     def item(self, text: str) -> str:
         bits = "float64" if self.exact else "float32"
         mode = ", ImageNet in train mode" if self.batch_statistics else ""
@@ -89,28 +105,40 @@ def energy(request) -> Energy:
 
 def test_paths(energy, compare):
     with torch.no_grad():
-        values = energy.sample(list(energy.config["losses"]))
+        values, exact = energy.both(lambda: energy.sample(list(energy.config["losses"])))
     # published: all paths of the losses; x alone is in none
     assert set(values) == set(energy.golden["paths"]) - {"x"}
     wide = 1e-3 if energy.batch_statistics else 2e-5
     for name in values:
         golden = energy.golden["paths"][name]
-        value = values[name].double()
-        assert list(value.shape) == golden["shape"]
-        ours = [value.mean(), value.abs().mean(), value.std()]
-        stats = [golden[key] for key in ("mean", "abs_mean", "std")]
-        compare(energy.item("path statistics"), ours, stats, abs=1e-9 if energy.exact else 1e-5)
-        thin = value[0, 0] if "imagenet" in name else value[0, 0, ::16, ::16]
+        assert list(values[name].shape) == golden["shape"]
+        (ours, ours_thin), (rounded, rounded_thin) = (
+            described(name, found[name].double()) for found in (values, exact)
+        )
+        stats, tolerance = [golden[key] for key in ("mean", "abs_mean", "std")], 1e-5
+        tolerance = 1e-9 if energy.exact else tolerance
+        compare(energy.item("path statistics"), ours, stats, abs=tolerance, exact=rounded)
         tolerance = 1e-6 if energy.exact else wide  # stored rounded to 1e-6
-        compare(energy.item("path samples"), thin.flatten(), golden["sample"], abs=tolerance)
+        text = energy.item("path samples")
+        compare(text, ours_thin, golden["sample"], abs=tolerance, exact=rounded_thin)
+
+
+def described(name: str, value: torch.Tensor) -> tuple[list, torch.Tensor]:
+    """A path's statistics, and its thinned values, as the golden file has them."""
+    thin = value[0, 0] if "imagenet" in name else value[0, 0, ::16, ::16]
+    return [value.mean(), value.abs().mean(), value.std()], thin.flatten()
 
 
 @torch.no_grad()
 def test_losses(energy, compare):
     names = list(energy.config["losses"])
-    values = energy.sample(names)
-    losses = evaluate_losses(energy.config, names, values)
-    squared = evaluate_losses(energy.config, names, values, squared=True)
+
+    def evaluated() -> tuple[dict, dict]:
+        values = energy.sample(names)
+        losses = evaluate_losses(energy.config, names, values)
+        return losses, evaluate_losses(energy.config, names, values, squared=True)
+
+    (losses, squared), (exact, exact_squared) = energy.both(evaluated)
     golden, tolerance = energy.golden, energy.tolerance("losses")
     assert set(losses) == set(golden["standard_per_sample"])
     for name, loss in losses.items():
@@ -119,31 +147,41 @@ def test_losses(energy, compare):
         allowed, text = tolerance, "losses"
         if name == "direct_edge" and energy.exact:  # the published formula returns float32
             allowed, text = 1e-8, "direct_edge"
-        compare(energy.item(f"{text} per sample"), loss, wanted, rel=allowed)
-        compare(energy.item(f"{text}, scalar"), loss.mean(), scalar, rel=allowed)
+        item = energy.item(f"{text} per sample")
+        compare(item, loss, wanted, rel=allowed, exact=exact[name])
+        item = energy.item(f"{text}, scalar")
+        compare(item, loss.mean(), scalar, rel=allowed, exact=exact[name].mean())
     logged = {}
     for name in ["mae", *perceptual_losses(energy.config)]:
-        logged[loss_title(energy.config, name)] = losses[name].mean()
-        logged[loss_title(energy.config, name, "mse")] = squared[name].mean()
+        both = losses[name].mean(), exact[name].mean()
+        logged[loss_title(energy.config, name)] = both
+        both = squared[name].mean(), exact_squared[name].mean()
+        logged[loss_title(energy.config, name, "mse")] = both
     assert set(logged) == set(golden["standard_metrics"])
     for title, (metric,) in golden["standard_metrics"].items():
-        compare(energy.item("logged mae and mse"), logged[title], metric, rel=2 * tolerance)
+        ours, rounded = logged[title]
+        item = energy.item("logged mae and mse")
+        compare(item, ours, metric, rel=2 * tolerance, exact=rounded)
 
 
 @torch.no_grad()
 def test_validation_call_and_win_rates(energy, compare):
     names = ["mae", *perceptual_losses(energy.config)]
     yardsticks = [yardstick_of(name) for name in names[1:]]
-    losses = evaluate_losses(
-        energy.config, names + yardsticks, energy.sample(names + yardsticks), "val"
+    losses, exact = energy.both(
+        lambda: evaluate_losses(
+            energy.config, names + yardsticks, energy.sample(names + yardsticks), "val"
+        )
     )
     golden = energy.golden["winrate_validation_call"]
     tolerance = energy.tolerance("losses")
     for name in names:
         wanted = golden["loss_dict"][name]
-        compare(energy.item("losses, validation"), losses[name].mean(), wanted, rel=tolerance)
-    total = sum(losses[name].mean() for name in names)
-    compare(energy.item("losses, validation"), total, golden["total"], rel=tolerance)
+        ours, rounded = losses[name].mean(), exact[name].mean()
+        item = energy.item("losses, validation")
+        compare(item, ours, wanted, rel=tolerance, exact=rounded)
+    total, rounded = (sum(found[name].mean() for name in names) for found in (losses, exact))
+    compare(item, total, golden["total"], rel=tolerance, exact=rounded)
     for name in names[1:]:
         rate = float(wins(losses[name], losses[yardstick_of(name)]).mean())
         # published: a rate of exactly 1 is not stored
@@ -151,35 +189,51 @@ def test_validation_call_and_win_rates(energy, compare):
         compare(energy.item("win rates"), rate, wanted)
 
 
-def check_balance(energy: Energy, golden: dict, compare) -> None:
-    """The balance over mae and the chosen losses; our gradients against the published ones."""
-    names = ["mae", *(f"percep_{name}" for name in golden["chosen"])]
+class Balanced(NamedTuple):
+    """The balance of some losses, in float64 once computed."""
+
+    losses: dict
+    norms: dict
+    weights: dict
+    weighted: torch.Tensor
+    size: dict  # |gradient| of each parameter of the target
+
+
+def balanced(energy: Energy, names: list[str]) -> Balanced:
     found = losses_of(energy.graph, energy.config, names, energy.batch)
-    losses = found.values
     parameters = dict(energy.graph.target.named_parameters())
     gradients = found.gradients(list(parameters.values()))
     gradients, weights, norms = balanced_gradient(gradients, len(names))
-    for name in names:
-        text, tolerance = energy.item("gradient norms"), energy.tolerance("norms")
-        compare(text, norms[name], golden["gradnorms"][name], rel=tolerance)
-        text, tolerance = energy.item("weights"), energy.tolerance("weights")
-        compare(text, weights[name], golden["coeffs"][name], rel=tolerance)
-    compare(text, weights["mae"], golden["returned_mse_coeff"], rel=tolerance)
-    text, tolerance = energy.item("weighted sum"), energy.tolerance("total")
-    weighted = {name: weights[name] * losses[name] for name in names}
-    total = sum(weighted.values())
-    assert total.shape == ()  # published with k < all: a vector, which has no gradient
-    compare(text, total, golden["total"], rel=tolerance)
-    wanted = [golden["loss_dict"][name] for name in names]
-    ours = torch.stack(list(weighted.values()))
-    compare(energy.item("weighted losses"), ours, wanted, rel=energy.tolerance("weights"))
+    weighted = torch.stack([weights[name] * found.values[name] for name in names])
     size = dict(zip(parameters, (g.abs().sum() for g in gradients), strict=True))
-    text, tolerance = energy.item("|gradient| of the target"), energy.tolerance("grad")
-    compare(text, sum(size.values()), golden["target_grad_abs_sum_total"], rel=tolerance)
+    return Balanced(found.values, norms, weights, weighted, size)
+
+
+def check_balance(energy: Energy, golden: dict, compare) -> None:
+    """The balance over mae and the chosen losses; our gradients against the published ones."""
+    names = ["mae", *(f"percep_{name}" for name in golden["chosen"])]
+    ours, exact = energy.both(lambda: balanced(energy, names))
+
+    def check(item: str, what: str, of, wanted, tolerance: float = 0.0) -> None:
+        tolerance = tolerance or energy.tolerance(what)
+        compare(energy.item(item), of(ours), wanted, rel=tolerance, exact=of(exact))
+
+    for name in names:
+        check("gradient norms", "norms", lambda b, n=name: b.norms[n], golden["gradnorms"][name])
+        check("weights", "weights", lambda b, n=name: b.weights[n], golden["coeffs"][name])
+    check("weights", "weights", lambda b: b.weights["mae"], golden["returned_mse_coeff"])
+    assert ours.weighted.sum().shape == ()  # published with k < all: a vector: no gradient
+    check("weighted sum", "total", lambda b: b.weighted.sum(), golden["total"])
+    wanted = [golden["loss_dict"][name] for name in names]
+    check("weighted losses", "weights", lambda b: b.weighted, wanted)
+    wanted = golden["target_grad_abs_sum_total"]
+    check("|gradient| of the target", "grad", lambda b: sum(b.size.values()), wanted)
     single = golden["target_grad_abs_sum_per_param"]
-    text = energy.item("|gradient|, single parameters")
-    tolerance = tolerance if energy.exact else 4e-2
-    compare(text, [size[name] for name in single], list(single.values()), rel=tolerance)
+    check(
+        "|gradient|, single parameters", "grad",
+        lambda b: [b.size[name] for name in single], list(single.values()),
+        0.0 if energy.exact else 4e-2,
+    )  # fmt: skip
     touched = [name for name, p in energy.graph.named_parameters() if p.grad is not None]
     assert not touched  # published: gradients gather in the frozen networks too
 

@@ -9,10 +9,10 @@ import demo
 from datasets import Reality, TaskDataset
 from energy import energy_configs
 from graph import TaskGraph, edges_of
+from loading.layouts import find_views
+from measuring import consistency_energy
+from measuring.statistics import pearson, spearman, standardised, statistics
 from models import save_network
-from scripts import energy_calc
-from scripts.energy_statistics import pearson, spearman, standardised, statistics
-from scripts.views import find_views
 from task_configs import get_task
 from transfers import TRANSFERS, Scale
 
@@ -50,12 +50,12 @@ def test_energies_of_images(compare):
     networks = {}
     for edge in edges_of(energy_configs["energy_calc"]["paths"]):
         networks[edge] = fill(on_meta(lambda edge=edge: TRANSFERS[edge].build(Scale())), edge)
-    buildings = energy_calc.choose_buildings([folder], None, None)
+    buildings = consistency_energy.choose_buildings([folder], None, None)
     compare.same("energy of images: buildings", buildings, ["almena", "albertville"])
     tasks = [get_task("rgb"), get_task("normal")]
     views = find_views(tasks, [folder], buildings)
     reality = Reality("test", TaskDataset(tasks, views, 256), 2)
-    table = energy_calc.measure_views(TaskGraph(networks), reality, quiet=True)
+    table = consistency_energy.measure_views(TaskGraph(networks), reality, quiet=True)
     names = [(v["building"], f"point_0_view_{v['view']}") for v in case["per_image"]]
     order = [[(v.building, v.name) for v in views].index(name) for name in names]
     for name, values in table.items():

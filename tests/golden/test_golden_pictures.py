@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from recipe import FOLDER, TRIMMED, arrays, batch_of, graph_of, images, read, thinned
 
 from datasets import TaskDataset
-from energy import energy_configs, error_map
-from logger import PADDING, Logger, in_order, montage
-from scripts.pictures import Pictures
-from scripts.views import View
+from energy import energy_configs
+from loading.layouts import View
+from logger import Logger
+from pictures import PADDING, error_map, in_order, montage
 from task_configs import TASKS
+from training.progress_pictures import Pictures
 
 PLOTS = "plots.npz"
 META = read("plots_meta.json")
@@ -58,6 +60,19 @@ def shown(values: torch.Tensor) -> torch.Tensor:
     return values.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
+def check_column(compare, path: str, ours, golden) -> None:
+    """A column's values. The error map has 256 colours: at the border between two of them,
+    rounding decides which one a pixel gets, so one in a thousand may have its neighbour's."""
+    if path != "error":
+        compare("pictures: columns", ours, golden, abs=2e-5)
+        return
+    colours = colormaps["jet"](np.arange(256))[:, :3]
+    step = np.abs(np.diff(colours, axis=0)).max()
+    ours, golden = np.asarray(ours), np.asarray(golden)
+    assert (np.abs(ours - golden) > 2e-4).mean() <= 1e-3
+    compare("pictures: error map", ours, golden, abs=step + 2e-4)
+
+
 @pytest.mark.slow
 def test_columns_of_example_normal(compare, tmp_path):
     name = "example_normal"
@@ -70,9 +85,8 @@ def test_columns_of_example_normal(compare, tmp_path):
     for number, (path, values) in enumerate(columns.items()):
         # published: the last column holds the other realities' images too; ours does not
         wanted = golden[f"{name}|col{number}"][:2]
-        item = "pictures: error map" if path == "error" else "pictures: columns"
         ours = values if path == "error" else shown(values)
-        compare(item, thinned(PLOTS, ours), wanted, abs=2e-4 if path == "error" else 2e-5)
+        check_column(compare, path, thinned(PLOTS, ours), wanted)
     strays = torch.from_numpy(golden[f"{name}|col7"][2:])
     other = batch_of(config, "input2:", holes=False)["rgb"]
     compare("pictures: published strays", thinned(PLOTS, other), strays)
@@ -83,9 +97,8 @@ def test_columns_of_multiperceptual_depth(compare, tmp_path):
     pictures, graph = pictures_of(name, ("test",), ("x", "y^", "n(x)"), tmp_path)
     for number, (path, values) in enumerate(columns_of(pictures, graph).items()):
         golden = arrays(PLOTS)[f"{name}|col{number}"]
-        item = "pictures: error map" if path == "error" else "pictures: columns"
         ours = values if path == "error" else shown(values)
-        compare(item, thinned(PLOTS, ours), golden, abs=2e-4 if path == "error" else 2e-5)
+        check_column(compare, path, thinned(PLOTS, ours), golden)
 
 
 @pytest.mark.parametrize("name", ["example_normal", "multiperceptual_depth"])

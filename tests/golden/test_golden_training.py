@@ -11,10 +11,10 @@ from recipe import fill
 from datasets import Reality, TaskDataset
 from energy import energy_configs, perceptual_losses
 from graph import TaskGraph, edges_of
+from loading.layouts import View
 from logger import Logger
-from scripts.training import Training
-from scripts.views import View
 from task_configs import TASKS
+from training.loop import Plan, Trainer
 from transfers import TRANSFERS, Scale
 
 TRAINED = [
@@ -76,10 +76,14 @@ def train(seed: int = 0, epochs: int = 1, steps: int = 10) -> Recorder:
     }
     logger = Recorder()
     losses = perceptual_losses(config)
-    training = Training(
-        config, losses, k=2, lr=3e-4, epochs=epochs, steps=steps, seed=seed, quiet=True
-    )
-    training.fit(graph, realities, logger, after_epoch=lambda: None)
+    plan = Plan(config, losses, k=2, lr=3e-4, epochs=epochs, steps_per_epoch=steps, seed=seed)
+    trainer = Trainer(plan, graph, realities, logger, quiet=True)
+    trainer.validate()
+    while not trainer.done:
+        for _ in trainer.steps():
+            pass
+        trainer.validate()
+        trainer.end_epoch()
     return logger
 
 

@@ -1,0 +1,1 @@
+"""Files on disk: layouts of data folders, packs, photographs, archives."""

@@ -1,0 +1,149 @@
+"""Packed data sets, as they are read; `python -m scripts.pack` makes them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from task_configs import ImageTask
+from utils import UserError
+
+PACK_INDEX = "pack.json"
+PACK_VERSION = 1
+PACKED = "packed"  # the layout of views in packs
+REPACK = "make it anew with python -m scripts.pack"
+
+
+class Pack:
+    """A data set at one image size, read without decoding: what `python -m scripts.pack` makes.
+
+    A folder with `pack.json` and, for each task, `{task}.npy`: an array (views, C, S, S) of
+    what `ImageTask.encode` gives, 16-bit values as uint16. The arrays are mapped into
+    memory; what is loaded equals, bit for bit, what the files would give. The index names
+    version, image_size, tasks (how each is encoded) and views (part, building, name), in order.
+
+    Raises UserError for an index that cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / PACK_INDEX).read_text())
+            version = index["version"]
+            if version == PACK_VERSION:
+                self.image_size: int = index["image_size"]
+                self.encodings: dict[str, str] = index["tasks"]
+                self._rows = {tuple(view): row for row, view in enumerate(index["views"])}
+        except OSError as error:
+            raise UserError(f"cannot read {folder / PACK_INDEX}: {error.strerror}") from None
+        except (ValueError, TypeError, LookupError):
+            raise UserError(f"{folder / PACK_INDEX} is no index of a pack; {REPACK}") from None
+        if version != PACK_VERSION:
+            raise UserError(
+                f"{folder} is a pack of version {version}, not of {PACK_VERSION}; {REPACK}"
+            )
+        self._names: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for part, building, name in self._rows:
+            self._names[part, building].add(name)
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __str__(self) -> str:
+        return f"the pack {self.folder}"
+
+    def places(self) -> list[tuple[str, str]]:
+        """Its buildings as (part, building), sorted."""
+        return sorted(self._names)
+
+    def has(self, task: ImageTask) -> bool:
+        """Whether it holds that task, for the task's present transform."""
+        return self.encodings.get(task.name) == encoding_of(task)
+
+    def view_names(self, task: ImageTask, building: str, part: str) -> set[str]:
+        """The views of a building; UserError where the pack lacks the task."""
+        self._check_task(task)
+        return self._names[part, building]
+
+    def check(self, tasks: Sequence[ImageTask], image_size: int) -> None:
+        """UserError where the pack cannot serve these tasks at this size, or is damaged."""
+        if image_size != self.image_size:
+            raise UserError(
+                f"{self} is of {self.image_size}-pixel images, and this run's have {image_size}: "
+                f"use `image_size` {self.image_size}, or {REPACK}"
+            )
+        for task in tasks:
+            self._check_task(task)
+            self._array(task)
+
+    def load(
+        self, tasks: Sequence[ImageTask], part: str, building: str, name: str
+    ) -> tuple[Tensor, ...]:
+        """The tensors of a view, (C, S, S) float32 each."""
+        row = self._rows[part, building, name]
+        return tuple(task.decode(_unpacked(self._array(task)[row])) for task in tasks)
+
+    def _check_task(self, task: ImageTask) -> None:
+        packed = self.encodings.get(task.name)
+        if packed is None:
+            raise UserError(f"{self} has no {task} (it has: {', '.join(self.encodings)}); {REPACK}")
+        if packed != encoding_of(task):
+            raise UserError(
+                f"{self} has {task} for the transform {packed}, which is now {encoding_of(task)}; "
+                f"{REPACK}"
+            )
+
+    def _array(self, task: ImageTask) -> np.ndarray:
+        if task.name not in self._arrays:
+            path = self.folder / f"{task}.npy"
+            try:
+                array = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError):
+                raise UserError(f"{path} is missing, damaged or cut off; {REPACK}") from None
+            size = self.image_size
+            if array.shape[:1] + array.shape[2:] != (len(self._rows), size, size):
+                raise UserError(f"{path} does not fit {PACK_INDEX} beside it; {REPACK}")
+            self._arrays[task.name] = array
+        return self._arrays[task.name]
+
+
+def find_pack(folder: str | Path) -> Pack | None:
+    """The pack that a folder is; None where it is none."""
+    try:
+        changed = (Path(folder) / PACK_INDEX).stat().st_mtime_ns
+    except OSError:
+        return None
+    return _opened(Path(folder), changed)
+
+
+@lru_cache(maxsize=16)
+def _opened(folder: Path, changed: int) -> Pack:
+    return Pack(folder)
+
+
+def encoding_of(task: ImageTask) -> str:
+    """What a task's packed values depend on besides the files, in words."""
+    function = getattr(task.transform, "func", task.transform)
+    keywords = getattr(task.transform, "keywords", {})
+    how = ", ".join(f"{name}={value}" for name, value in sorted(keywords.items()))
+    return f"{function.__name__}({how})" + (f", {task.classes} classes" if task.classes else "")
+
+
+def packed(values: Tensor) -> np.ndarray:
+    """What `ImageTask.encode` gave, as a pack stores it: int32 as uint16.
+
+    Raises ValueError for other numbers than encode promises.
+    """
+    array = values.numpy()
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
+        return array.astype(np.uint16)
+    if array.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"a pack holds no {array.dtype} from {array.min()} to {array.max()}")
+    return array
+
+
+def _unpacked(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.int32 if array.dtype == np.uint16 else array.dtype))

@@ -1,0 +1,1 @@
+"""What is computed without training: predictions, errors, the consistency energy."""

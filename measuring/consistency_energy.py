@@ -1,0 +1,178 @@
+"""The consistency energy of images and of labelled views: networks, losses, tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets import Reality, TaskDataset
+from devices import forward_only
+from energy import ENERGY_DOMAINS, evaluate_losses, get_config, paths_for, straight_loss
+from files import read_json
+from graph import TaskGraph, edges_of
+from loading.layouts import find_buildings, find_views
+from loading.photographs import open_image, square
+from loading.splits import split_buildings
+from measuring.image_files import ImageFiles
+from measuring.statistics import Table, make_table
+from models import load_network
+from sources import Sources, checkpoint_names, find_variant, has_variants
+from tables import read_csv
+from task_configs import get_task
+from transfers import Edge, get_transfer
+from utils import UserError, evenly_spaced, log
+
+LABELLED, UNLABELLED = "energy_calc", "energy_calc_nogt"
+ERROR = "direct_normal"  # the loss against the truth
+PUBLISHED_BUILDINGS = ("almena", "albertville")
+
+# ---- the networks -------------------------------------------------------------------
+
+
+def energy_graph(
+    name: str, sources: Sources, device: torch.device, losses: Sequence[str] | None = None
+) -> TaskGraph:
+    """The networks of an energy configuration's losses (default: all), frozen, on the device.
+
+    rgb → normal, reshading and depth are the networks trained with consistency, as
+    published; where there is none the baseline, and the log says so.
+    """
+    config = get_config(name)
+    networks: dict[Edge, nn.Module] = {}
+    baselines = []
+    for edge in edges_of(paths_for(config, losses or list(config["losses"]))):
+        transfer = get_transfer(*edge, sources.models_dirs[0])
+        path = find_variant(sources.models_dirs, edge[1]) if has_variants(transfer) else None
+        if path is None:
+            networks[edge] = sources.network(transfer, name)
+            if has_variants(transfer):
+                baselines.append(edge[1])
+        else:
+            networks[edge] = transfer.build(sources.scale)
+            load_network(networks[edge], path, sources.scale)
+    if baselines:
+        wanted = ", ".join(checkpoint_names(target, "consistency")[0] for target in baselines)
+        log.info("networks: no %s: taking the baselines instead", wanted)
+    return TaskGraph(networks).to(device)
+
+
+def measure_batch(
+    graph: TaskGraph, name: str, batch: Mapping[str, Tensor], losses: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """The configuration's losses (default: all) per image, {name: (B,)}, on the CPU."""
+    config = get_config(name)
+    losses = list(losses or config["losses"])
+    values = graph.sample(paths_for(config, losses), batch)
+    # in half precision only the networks run: the differences are taken in float32
+    values = {path: value.float() for path, value in values.items()}
+    return {n: loss.cpu() for n, loss in evaluate_losses(config, losses, values).items()}
+
+
+# ---- what to measure ----------------------------------------------------------------
+
+
+def choose_buildings(
+    data_dirs: Sequence[Path], split: str | None, named: Sequence[str] | None
+) -> list[str]:
+    """The buildings to measure: those named; the published ones; the split's test buildings."""
+    found = find_buildings(data_dirs)
+    if named:
+        if missing := [building for building in named if building not in found]:
+            raise UserError(f"no building {', '.join(missing)} (there are: {', '.join(found)})")
+        return list(named)
+    published = [building for building in PUBLISHED_BUILDINGS if building in found]
+    if published and not split:
+        return published
+    return split_buildings(data_dirs, split)["test"]
+
+
+def labelled_views(
+    sources: Sources,
+    split: str | None,
+    buildings: Sequence[str] | None,
+    allow_missing: bool,
+    subset_size: int | None,
+) -> TaskDataset:
+    """The views to measure, rgb and normals; logs how many, and of which buildings."""
+    chosen = choose_buildings(sources.data_dirs, split, buildings)
+    tasks = [get_task("rgb"), get_task("normal")]
+    views = evenly_spaced(find_views(tasks, sources.data_dirs, chosen, allow_missing), subset_size)
+    log.info("views: %s, of %s", len(views), ", ".join(dict.fromkeys(v.building for v in views)))
+    return TaskDataset(tasks, views, sources.scale.image_size)
+
+
+# ---- measuring ----------------------------------------------------------------------
+
+
+def measure_views(
+    graph: TaskGraph, reality: Reality, precision: str = "fp32", quiet: bool = False
+) -> Table:
+    """The table of labelled views, each once, in the order of the reality's data set."""
+    parts = []
+    bar = tqdm(total=len(reality.dataset), desc="energy", unit="view", disable=quiet or None)
+    with forward_only(reality.device, precision):
+        for batch in reality:
+            parts.append(measure_batch(graph, LABELLED, batch))
+            bar.update(len(batch["rgb"]))
+    bar.close()
+    return make_table(joined(parts), ERROR)
+
+
+def measure_images(
+    graph: TaskGraph,
+    images: ImageFiles,
+    image_size: int,
+    batch_size: int,
+    precision: str = "fp32",
+    quiet: bool = False,
+) -> tuple[list[Path], Table]:
+    """The files that could be read, and their table, without an error."""
+    good, parts = [], []
+    device = next(graph.parameters()).device
+    for batch in images.batches(centre_square(image_size), batch_size, "energy", quiet):
+        inputs = torch.stack([tensors[0] for _, tensors in batch]).to(device)
+        with forward_only(device, precision):
+            parts.append(measure_batch(graph, UNLABELLED, {"rgb": inputs}))
+        good += [path for path, _ in batch]
+    return good, make_table(joined(parts)) if parts else {}
+
+
+def centre_square(image_size: int) -> Callable[[Path], tuple[Tensor, ...]]:
+    """What reads an image as the networks' input: the centre square at that size."""
+    return lambda path: (square(open_image(path), image_size),)
+
+
+def joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    """The losses of batches, one after the other: {name: (N,) float64}."""
+    return {name: torch.cat([p[name] for p in parts]).double().numpy() for name in parts[0]}
+
+
+# ---- the statistics of a labelled run -----------------------------------------------
+
+
+def read_reference(folder: Path) -> tuple[dict, Table]:
+    """statistics.json and data.csv of a labelled run. UserError saying how to make them."""
+    statistics = read_statistics(folder)
+    return statistics, read_csv(folder / "data.csv", ("normalized_energy", "normalized_error"))
+
+
+def read_statistics(folder: Path) -> dict:
+    """What a labelled run wrote into statistics.json. UserError saying how to make it."""
+    path = folder / "statistics.json"
+    if not path.is_file():
+        raise UserError(
+            f"no {path}, by which to standardise: first run python -m scripts.energy_calc "
+            f"{LABELLED} with `save_dir` {folder}"
+        )
+    try:
+        statistics = read_json(path)
+        values = {n: (s["mean"], s["deviation"]) for n, s in statistics["columns"].items()}
+    except (UserError, LookupError, TypeError, AttributeError):
+        values = {}
+    numbers = all(isinstance(v, float | int) for pair in values.values() for v in pair)
+    if set(values) != set(map(straight_loss, ENERGY_DOMAINS)) or not numbers:
+        raise UserError(f"{path} is not what a labelled run writes")
+    return statistics

@@ -1,0 +1,53 @@
+"""Options that the measuring programs share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LabelledOptions:
+    """Labelled views.
+
+    Args:
+        data_dirs: folders with labelled data, comma-separated (default: data/ of the job's
+            base folder, else the embedded rooms).
+        split: a split file, whose test buildings are measured.
+        buildings: the buildings to measure, comma-separated (default: the published almena and
+            albertville where they are at hand, else the test buildings).
+        allow_missing: go on where more than a tenth of the views lack a domain.
+    """
+
+    data_dirs: list | None = None
+    split: str | None = None
+    buildings: list | None = None
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Networks.
+
+    Args:
+        models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
+            then the shipped rooms networks).
+        image_size: pixels of the images' side (default: what the checkpoints record).
+        width: channels of the networks' first level (default: what the checkpoints record).
+        levels: halvings of the image in the deepest networks (default: what the checkpoints
+            record).
+        precision: fp32, tf32, bf16 or fp16.
+        batch_size: images at a time; results do not depend on it (default: 16; where pictures
+            are drawn on a CPU 2).
+        quiet: no progress bar.
+    """
+
+    models_dir: str | None = None
+    image_size: int | None = None
+    width: int | None = None
+    levels: int | None = None
+    precision: str = "fp32"
+    batch_size: int | None = None
+    quiet: bool = False
+
+    @property
+    def scale(self) -> tuple[int | None, int | None, int | None]:
+        """What is asked for of the scale: (image_size, width, levels)."""
+        return self.image_size, self.width, self.levels

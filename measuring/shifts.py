@@ -1,0 +1,158 @@
+"""The consistency energy as images move away from the training domain."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from datasets import Reality, TaskDataset
+from devices import forward_only
+from graph import TaskGraph
+from measuring.consistency_energy import ERROR, LABELLED, centre_square, joined, measure_batch
+from measuring.image_files import ImageFiles
+from measuring.statistics import Table, make_table, roc_auc, standardised, statistics
+from pictures import to_image
+
+CLEAN = ("clean", 0.0)
+Shift = tuple[str, float]  # a kind and a level of it
+Batch = tuple[list[str], dict[str, Tensor]]  # the images' names; {task: (B, C, S, S)} on the CPU
+
+# ---- the shifts ---------------------------------------------------------------------
+#
+# Each takes an 8-bit RGB image, a level and a random generator of the image's own, and
+# gives an image of the same size.
+
+
+def blurred(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    """Gaussian blur, σ = `level` pixels."""
+    return image.filter(ImageFilter.GaussianBlur(level))
+
+
+def compressed(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    """Through JPEG of quality `level`."""
+    file = io.BytesIO()
+    image.save(file, format="jpeg", quality=int(level))
+    return Image.open(file).convert("RGB")
+
+
+def noisy(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    """Gaussian noise, σ = `level` of the full range."""
+    pixels = np.asarray(image) + 255 * level * rng.standard_normal((*image.size[::-1], 3))
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def darkened(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    """All values times `level`."""
+    return image.point(lambda value: value * level)
+
+
+SHIFTS: dict[str, tuple[Callable, tuple[float, ...]]] = {
+    "blur (σ)": (blurred, (1, 2, 4)),
+    "JPEG (quality)": (compressed, (95, 50, 20, 8)),
+    "noise (σ)": (noisy, (0.05, 0.1, 0.2)),
+    "darkening (factor)": (darkened, (0.6, 0.35, 0.15)),
+}
+
+
+def shifted(images: Tensor, shift: Shift, first: int) -> Tensor:
+    """The images (B, 3, S, S) in [0, 1], each spoilt. `first` is the number of the first.
+
+    An image's noise follows from its number, so that no batch size changes it.
+    """
+    if shift == CLEAN:
+        return images
+    kind, level = shift
+    result = []
+    for number, image in enumerate(images, start=first):
+        rng = np.random.default_rng(number)
+        # the values are 8-bit ones over 255; half a step keeps truncation from losing one
+        picture = to_image(image + 0.5 / 255)
+        result.append(TF.to_tensor(SHIFTS[kind][0](picture, level, rng)))
+    return torch.stack(result)
+
+
+# ---- measuring ----------------------------------------------------------------------
+
+
+def view_batches(data: TaskDataset, batch_size: int) -> Iterator[Batch]:
+    """Labelled views in order."""
+    names = [f"{view.building}/{view.name}" for view in data.views]
+    for number, batch in enumerate(Reality("test", data, batch_size)):
+        yield names[number * batch_size :][: len(batch["rgb"])], batch
+
+
+def image_batches(images: ImageFiles, image_size: int, batch_size: int) -> Iterator[Batch]:
+    """Image files in order."""
+    for batch in images.batches(centre_square(image_size), batch_size, "", quiet=True):
+        inputs = torch.stack([tensors[0] for _, tensors in batch])
+        yield [str(path) for path, _ in batch], {"rgb": inputs}
+
+
+def measure_shifts(
+    graph: TaskGraph,
+    config: str,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str = "fp32",
+) -> tuple[list[str], dict[Shift, Table]]:
+    """The images' names, and the table of all of them for clean and each shift."""
+    wanted = [CLEAN, *((kind, level) for kind, (_, levels) in SHIFTS.items() for level in levels)]
+    names: list[str] = []
+    parts: dict[Shift, list] = {shift: [] for shift in wanted}
+    for some, batch in batches:
+        for shift in wanted:
+            spoilt = batch | {"rgb": shifted(batch["rgb"], shift, len(names))}
+            moved = {task: values.to(device) for task, values in spoilt.items()}
+            with forward_only(device, precision):
+                parts[shift].append(measure_batch(graph, config, moved))
+        names += some
+    if not names:
+        return [], {}
+    error = ERROR if config == LABELLED else None
+    return names, {shift: make_table(joined(found), error) for shift, found in parts.items()}
+
+
+def summary(tables: Mapping[Shift, Table]) -> dict[str, list]:
+    """A row for clean and for each level, as columns: shift, level, images, energy, … , auc.
+
+    "energy" is the mean standardised energy, "energy_se" its standard error, "error" the
+    mean L1 × 100 where there are labels, "auc" that of telling this level from clean.
+    """
+    clean = statistics(tables[CLEAN])
+    energies = {shift: standardised(t, clean)["normalized_energy"] for shift, t in tables.items()}
+    count = len(energies[CLEAN])
+    rows: dict[str, list] = {
+        "shift": [kind for kind, _ in tables],
+        "level": [level for _, level in tables],
+        "images": [count for _ in tables],
+        "energy": [float(e.mean()) for e in energies.values()],
+        "energy_se": [
+            float(e.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+            for e in energies.values()
+        ],
+    }
+    if "error" in tables[CLEAN]:
+        rows["error"] = [float(100 * table["error"].mean()) for table in tables.values()]
+    rows["auc"] = [
+        float("nan") if shift == CLEAN else roc_auc(energies[CLEAN], e)
+        for shift, e in energies.items()
+    ]
+    return rows
+
+
+def per_image(names: Sequence[str], tables: Mapping[Shift, Table]) -> dict[str, list]:
+    """A row for each image and level."""
+    clean = statistics(tables[CLEAN])
+    rows: dict[str, list] = {"image": [], "shift": [], "level": []}
+    for (kind, level), table in tables.items():
+        rows["image"] += names
+        rows["shift"] += [kind] * len(names)
+        rows["level"] += [level] * len(names)
+        columns = {n: table[n] for n in ("energy", "error") if n in table}
+        for name, values in (columns | standardised(table, clean)).items():
+            rows.setdefault(name, []).extend(values)
+    return rows

@@ -1,0 +1,138 @@
+"""The consistency energy's arithmetic: standardisation, correlation, ROC. Pure functions.
+
+A table is {column: (N,) float64}: "energy", "error" where labels exist, and a column for
+each loss "percep_…" of an energy configuration, one entry an image.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from energy import is_perceptual, is_straight
+
+Values = NDArray[np.float64]
+Table = dict[str, Values]
+CONFIDENCE = 0.95
+
+
+def make_table(losses: Mapping[str, Values], error: str | None = None) -> Table:
+    """Losses per image → the table. "energy" is the mean of all "percep_…", raw (published).
+
+    `error` is the name of the loss against the truth, if there is one.
+    """
+    names = sorted(name for name in losses if is_perceptual(name))
+    columns = {name: np.asarray(losses[name], dtype=np.float64) for name in names}
+    table = {"energy": np.mean(list(columns.values()), axis=0)}
+    if error is not None:
+        table["error"] = np.asarray(losses[error], dtype=np.float64)
+    return table | columns
+
+
+def statistics(table: Mapping[str, Values]) -> dict:
+    """What standardising by this table needs: {"columns": {name: {mean, deviation}}, "error"}.
+
+    The deviation is the mean absolute one for energies, the standard one (n − 1) for the
+    error (published).
+    """
+    result: dict = {"columns": {}}
+    for name in filter(is_straight, table):
+        values = table[name]
+        centre = float(values.mean())
+        result["columns"][name] = {
+            "mean": centre,
+            "deviation": float(np.abs(values - centre).mean()),
+        }
+    if "error" in table:
+        error = table["error"]
+        spread = float(error.std(ddof=1)) if len(error) > 1 else math.nan
+        result["error"] = {"mean": float(error.mean()), "deviation": spread}
+    return result
+
+
+def standardised(table: Mapping[str, Values], by: Mapping) -> Table:
+    """{"normalized_energy"[, "normalized_error"]}: (N,) each, by the `statistics` of a table.
+
+    The energy is the mean over its columns of (x − mean) / mean absolute deviation. A
+    column that is constant in the statistics makes all NaN (0 / 0, as published).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        columns = by["columns"].items()
+        parts = [(table[n] - s["mean"]) / np.float64(s["deviation"]) for n, s in columns]
+        if any(s["deviation"] == 0 for _, s in columns):
+            parts.append(np.full_like(parts[0], np.nan))
+        result = {"normalized_energy": np.mean(parts, axis=0)}
+        if "error" in table and "error" in by:
+            s = by["error"]
+            result["normalized_error"] = (table["error"] - s["mean"]) / np.float64(s["deviation"])
+    return result
+
+
+class Correlation(NamedTuple):
+    """A coefficient, the p-value of none at all, and the ends of its confidence interval."""
+
+    value: float
+    p: float
+    low: float
+    high: float
+
+
+def pearson(x: Values, y: Values) -> Correlation:
+    """Pearson's r, its interval by Fisher's z: atanh r ± 1.96 / √(n − 3)."""
+    if not _comparable(x, y):
+        return Correlation(*[math.nan] * 4)
+    result = stats.pearsonr(x, y)
+    low, high = result.confidence_interval(CONFIDENCE)
+    if len(x) <= 3:
+        low = high = math.nan
+    return Correlation(*map(float, (result.statistic, result.pvalue, low, high)))
+
+
+def spearman(x: Values, y: Values) -> Correlation:
+    """Spearman's ρ, its interval by Fisher's z with the variance (1 + ρ²/2) / (n − 3).
+
+    (Bonett and Wright 2000: ranks spread more than values of a normal distribution.)
+    """
+    if not _comparable(x, y):
+        return Correlation(*[math.nan] * 4)
+    result = stats.spearmanr(x, y)
+    rho, low, high = float(result.statistic), math.nan, math.nan
+    if len(x) > 3 and abs(rho) < 1:
+        width = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+        low, high = (math.tanh(math.atanh(rho) + side * width) for side in (-1, 1))
+    return Correlation(rho, float(result.pvalue), low, high)
+
+
+def _comparable(x: Values, y: Values) -> bool:
+    finite = np.isfinite(x).all() and np.isfinite(y).all()
+    return bool(len(x) > 1 and finite and np.ptp(x) > 0 and np.ptp(y) > 0)
+
+
+class Regression(NamedTuple):
+    """A straight line y = slope · x + intercept."""
+
+    slope: float
+    intercept: float
+
+
+def regression(x: Values, y: Values) -> Regression | None:
+    """The line of least squares; None where the values allow none."""
+    if not _comparable(x, y):
+        return None
+    slope, intercept, *_ = stats.linregress(x, y)
+    return Regression(float(slope), float(intercept))
+
+
+def roc_auc(clean: Values, shifted: Values) -> float:
+    """The chance that a shifted image has more energy than a clean one, ties counting half.
+
+    That is the area under the ROC curve of telling them apart by their energy. NaN where
+    there are none, or no numbers.
+    """
+    if not len(clean) or not len(shifted) or not np.isfinite([*clean, *shifted]).all():
+        return math.nan
+    wins = stats.mannwhitneyu(shifted, clean).statistic
+    return float(wins / (len(clean) * len(shifted)))

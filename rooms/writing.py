@@ -1,0 +1,160 @@
+"""Writes the embedded data set: procedural rooms in Taskonomy's layout and encodings."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from zlib import crc32
+
+from files import make_folder, read_json, write_json
+from utils import ROOT, UserError, log
+
+VERSION = 1  # of the generator: raise it whenever the images of a given seed change
+VIEWS_PER_POINT = 4
+SPLIT_FILE = ROOT / "config" / "split_rooms.txt"
+# Read by the BLAS libraries when a spawned worker imports numpy.
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def split_buildings() -> list[str]:
+    """All buildings of ``config/split_rooms.txt``: train, val, test."""
+    split = json.loads(SPLIT_FILE.read_text())
+    return [name for part in split.values() for name in part]
+
+
+def view_paths(output_dir, building: str, point: int, view: int) -> dict[str, Path]:
+    """The files of one view: domain -> path."""
+    from rooms.domains import DOMAINS
+
+    root = Path(output_dir)
+    return {
+        domain: root / f"{building}_{domain}" / domain
+        / f"point_{point}_view_{view}_domain_{tag}.png"
+        for domain, tag in DOMAINS.items()
+    }  # fmt: skip
+
+
+def render_images(building: str, point: int, view: int, image_size: int, seed: int) -> dict:
+    """One view, a function of its arguments alone: domain -> image (see rooms/domains.py)."""
+    import numpy as np
+
+    from rooms.camera import choose_camera, hole_share_fits
+    from rooms.domains import encode
+    from rooms.layout import make_scene
+    from rooms.render import render
+
+    scene = make_scene(seed, building, point)
+    for attempt in range(12):
+        key = (seed, crc32(building.encode()), 2, point, view, attempt)
+        rng = np.random.default_rng(np.random.SeedSequence(key))
+        rendered = render(scene, choose_camera(scene, rng), image_size, rng)
+        if hole_share_fits(rendered.hole.mean()):
+            break
+    return encode(rendered)
+
+
+def write_view(job: tuple) -> None:
+    """Renders one view and puts its files in place, each whole or not at all."""
+    from PIL import Image
+
+    output_dir, building, point, view, image_size, seed = job
+    images = render_images(building, point, view, image_size, seed)
+    for domain, path in view_paths(output_dir, building, point, view).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        Image.fromarray(images[domain]).save(temporary, format="PNG", compress_level=1)
+        os.replace(temporary, path)
+
+
+def check_settings(output_dir: Path, settings: dict) -> None:
+    """Records the settings in ``rooms.json``; raises UserError if others stand there."""
+    path = output_dir / "rooms.json"
+    if not path.exists():
+        make_folder(output_dir)
+        write_json(path, settings)
+        return
+    try:
+        found = read_json(path)
+    except UserError:
+        raise UserError(f"cannot read {path}: remove the folder, to make it anew") from None
+    differing = [f"{key} {found.get(key)} (asked for {value})"
+                 for key, value in settings.items() if found.get(key) != value]  # fmt: skip
+    if differing:
+        raise UserError(f"{path} holds rooms made with {', '.join(differing)}; "
+                        "choose another folder or the same settings")  # fmt: skip
+
+
+def chosen_buildings(buildings) -> list[str]:
+    """``buildings`` as a list: None = all of the split, "a,b" or a sequence; UserError for a name
+    that cannot be a folder's."""
+    if buildings is None:
+        return split_buildings()
+    names = buildings.split(",") if isinstance(buildings, str) else [str(b) for b in buildings]
+    for name in names:
+        if not name or not name.replace("-", "").isalnum():
+            raise UserError(f"{name!r} is no building name: letters, digits and - only")
+    return names
+
+
+def leave_interrupts() -> None:
+    """In a worker: Ctrl-C is the parent's to handle, which then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
+    """Writes the views, in this process or in spawned ones."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or None)
+    if num_workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            write_view(job)
+            bar.update()
+    else:
+        before = {name: os.environ.get(name) for name in THREAD_LIMITS}
+        os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+        try:
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(min(num_workers, len(jobs)), leave_interrupts) as pool:
+                for _ in pool.imap_unordered(write_view, jobs, chunksize=VIEWS_PER_POINT):
+                    bar.update()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+    bar.close()
+
+
+def make_rooms(
+    output_dir,
+    views_per_building: int = 48,
+    image_size: int = 128,
+    seed: int = 0,
+    num_workers: int | None = None,
+    buildings=None,
+    quiet: bool = False,
+) -> int:
+    """Writes the missing views under ``output_dir`` and returns how many were written.
+
+    Files are the same bytes whatever ``num_workers`` (None: one per core) and however often the
+    work was interrupted. ``buildings``: None for all of config/split_rooms.txt, a list or "a,b".
+    Raises UserError if the folder holds rooms of other settings.
+    """
+    if image_size < 16 or views_per_building < 1:
+        raise UserError("`image_size` must be at least 16 and `views_per_building` at least 1")
+    names = chosen_buildings(buildings)
+    output_dir = Path(output_dir)
+    check_settings(
+        output_dir, {"image_size": int(image_size), "seed": int(seed), "generator": VERSION}
+    )
+    jobs = []
+    for building in names:
+        for number in range(views_per_building):
+            point, view = divmod(number, VIEWS_PER_POINT)
+            paths = view_paths(output_dir, building, point, view)
+            if not all(path.exists() for path in paths.values()):
+                jobs.append((str(output_dir), building, point, view, image_size, seed))
+    if jobs and not quiet:
+        log.info("rooms: rendering %s views to %s", len(jobs), output_dir)
+    run_jobs(jobs, num_workers or os.cpu_count() or 1, quiet)
+    return len(jobs)

@@ -1,0 +1,218 @@
+"""Which data, which weights, at which scale.
+
+What is named is used as named. Otherwise the data are those of the job's `data` folder,
+or else the embedded rooms, rendered on first use; the networks are those of its `models`
+folder, and what is not there comes from the shipped rooms networks where their scale is
+the run's.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from files import check_writable
+from loading.layouts import find_buildings
+from models import load_network, read_weights, recorded_scale
+from modules import ResNetClass
+from rooms.writing import make_rooms
+from transfers import TRANSFERS, Scale, Transfer
+from utils import ROOT, Job, UserError, log
+
+SHIPPED = ROOT / "assets" / "rooms_models"
+DEMO_MODELS = ROOT / "assets" / "demo_models"
+
+# ---- checkpoints by name ------------------------------------------------------------
+
+# The checkpoints of rgb → target, first name first: as published, as the published training
+# table calls the depth one, and as training here names its result.
+VARIANTS = ("baseline", "consistency")
+_STEMS = {
+    "normal": ("rgb2normal",),
+    "depth_zbuffer": ("rgb2depth", "rgb2zdepth", "rgb2depth_zbuffer"),
+    "reshading": ("rgb2reshading",),
+}
+
+
+def has_variants(transfer: Transfer) -> bool:
+    """Whether there are a baseline and a consistency checkpoint of the transfer."""
+    return transfer.source == "rgb" and transfer.target in _STEMS
+
+
+def checkpoint_names(target: str, variant: str) -> list[str]:
+    """The names that the baseline or consistency checkpoint of rgb → `target` goes by."""
+    return [f"{stem}_{variant}.pth" for stem in _STEMS[target]]
+
+
+def find_file(folders: Iterable[str | Path], names: Sequence[str]) -> Path | None:
+    """The first folder's file that has one of the names."""
+    paths = (Path(folder) / name for folder in folders for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find_variant(
+    folders: Sequence[str | Path], target: str, variant: str = "consistency"
+) -> Path | None:
+    """The checkpoint of rgb → `target` in the first folder that has it under any name."""
+    return find_file(folders, checkpoint_names(target, variant))
+
+
+def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale | None:
+    """The scale that the first of the transfers' checkpoints at hand records, if one does."""
+    for transfer in transfers:
+        path = Path(models_dir) / transfer.checkpoint
+        if transfer.trainable and path.is_file():
+            return recorded_scale(path)
+    return None
+
+
+def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Tensor]:
+    """ResNet-50's ImageNet weights, under the names of ResNetClass.
+
+    From `models_dir` if the file is there, else by torchvision's own download. Raises
+    OSError where neither can be had.
+    """
+    from torchvision.models import ResNet50_Weights
+
+    path = Path(models_dir) / transfer.checkpoint
+    if path.is_file():
+        weights = read_weights(path)[0]
+    else:
+        try:
+            weights = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        except RuntimeError as error:  # the download's checksum is wrong
+            raise OSError(str(error)) from None
+    return {n if n.startswith("resnet.") else f"resnet.{n}": v for n, v in weights.items()}
+
+
+# ---- what a program uses ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sources:
+    """`models_dirs` are searched in order. `embedded`: on rooms, nothing having been named."""
+
+    data_dirs: list[Path]
+    models_dirs: list[Path]
+    scale: Scale
+    embedded: bool
+
+    def find(self, transfer: Transfer) -> Path | None:
+        """The transfer's checkpoint in the first models folder that has it."""
+        return find_file(self.models_dirs, [transfer.checkpoint])
+
+    def checkpoint(self, transfer: Transfer, needed_by: str = "") -> Path:
+        """The transfer's checkpoint; UserError naming the ways to one where there is none."""
+        path = self.find(transfer)
+        if path is None:
+            places = " and ".join(map(str, self.models_dirs))
+            raise UserError(
+                f"no checkpoint {transfer.checkpoint} ({transfer.source} → {transfer.target}) in "
+                f"{places}: train it with `python -m scripts.train_edges "
+                f"{needed_by or transfer.name}`, fetch it with tools/download_models.sh, "
+                f"or name its folder with `models_dir`"
+            )
+        return path
+
+    def network(self, transfer: Transfer, needed_by: str = "") -> nn.Module:
+        """The transfer's network with its weights. OSError where ImageNet's can't be had."""
+        network = transfer.build(self.scale)
+        if isinstance(network, ResNetClass):
+            found = self.find(transfer) or self.models_dirs[0] / transfer.checkpoint
+            network.load_state_dict(imagenet_weights(found.parent, transfer))
+        elif transfer.checkpoint:
+            load_network(network, self.checkpoint(transfer, needed_by), self.scale)
+        return network
+
+
+def settle(
+    job: Job,
+    data_dirs: Sequence[str] | None = None,
+    models_dir: str | None = None,
+    scale: tuple[int | None, int | None, int | None] = (None, None, None),
+    quiet: bool = False,
+    new_models: bool = False,
+) -> Sources:
+    """The sources of a training run; logs what was chosen and how to choose otherwise.
+
+    `scale` is (image_size, width, levels), each None for what the checkpoints record.
+    `new_models`: the run makes networks, so its models folder need not be there yet.
+    Raises UserError for a folder that is not there or of no use.
+    """
+    named = _named_data(job, data_dirs)
+    folders = [_rooms(job, quiet)] if named is None else named
+    models = Path(models_dir) if models_dir is not None else job.models_dir
+    if new_models:  # better now than after hours of training
+        check_writable(models)
+    elif models_dir is not None and not models.is_dir():
+        raise UserError(f"no models folder {models}")
+    shipped = find_scale(SHIPPED, TRANSFERS.values())
+    default = find_scale(models, TRANSFERS.values())
+    if default is None:
+        default = shipped if shipped and named is None else Scale()
+    chosen = default.with_overrides(*scale)
+    models_dirs = [models] + ([SHIPPED] if models_dir is None and chosen == shipped else [])
+    log.info(
+        "data: %s%s", ", ".join(map(str, folders)),
+        "" if named is not None else " (the embedded rooms; `data_dirs` DIR names other data)",
+    )  # fmt: skip
+    log.info(
+        "networks: %s, weights from %s (`image_size`, `width`, `levels`, `models_dir` choose "
+        "others)", chosen, ", then ".join(map(str, models_dirs)),
+    )  # fmt: skip
+    return Sources(folders, models_dirs, chosen, embedded=named is None)
+
+
+def _named_data(job: Job, data_dirs: Sequence[str] | None) -> list[Path] | None:
+    """The data folders that were named, or the job's own; None where there are neither."""
+    if data_dirs is None:
+        own = job.data_dir.is_dir() and find_buildings([job.data_dir])
+        return [job.data_dir] if own else None
+    folders = [Path(d) for d in data_dirs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no data folder {folder}")
+    return folders
+
+
+def _rooms(job: Job, quiet: bool) -> Path:
+    """The folder of the embedded rooms, rendered on first use."""
+    try:
+        make_rooms(job.rooms_dir, quiet=quiet)
+    except UserError as error:
+        raise UserError(f"{error} (`data_dirs` {job.rooms_dir} takes what is there)") from None
+    return job.rooms_dir
+
+
+def settle_measuring(
+    job: Job,
+    data_dirs: Sequence[str] | None,
+    models_dir: str | None,
+    scale: tuple[int | None, int | None, int | None] = (None, None, None),
+    labelled: bool = True,
+    quiet: bool = False,
+) -> Sources:
+    """`settle` for programs that only measure: the shipped rooms networks stand in on any data.
+
+    Unless `labelled`, no data set is settled on (and none rendered).
+    """
+    models = Path(models_dir) if models_dir is not None else job.models_dir
+    shipped = find_scale(SHIPPED, TRANSFERS.values())
+    stands_in = models_dir is None and not find_scale(models, TRANSFERS.values())
+    if stands_in and shipped:
+        default = shipped.with_overrides(*scale)
+        scale = default.image_size, default.width, default.levels
+        if data_dirs is not None or not labelled:
+            log.info(
+                "networks: %s has none, so the small ones shipped with the project, trained "
+                "on rooms (tools/download_models.sh fetches the published ones)", models,
+            )  # fmt: skip
+    if labelled:
+        return settle(job, data_dirs, models_dir, scale, quiet)
+    if not models.is_dir() and not (stands_in and shipped):
+        raise UserError(f"no models folder {models}")
+    chosen = (find_scale(models, TRANSFERS.values()) or Scale()).with_overrides(*scale)
+    folders = [models] + ([SHIPPED] if models_dir is None and chosen == shipped else [])
+    log.info("networks: %s, weights from %s", chosen, ", then ".join(map(str, folders)))
+    return Sources([], folders, chosen, embedded=False)

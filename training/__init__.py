@@ -1,0 +1,1 @@
+"""Training one network of the graph: its parts, which `train.py` puts together."""

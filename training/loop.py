@@ -1,0 +1,330 @@
+"""Training by epochs: steps on one reality, validation on another."""
+
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import chain
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import Batch, Reality
+from devices import Ranks, numerical_precision
+from energy import choose_losses, evaluate_losses, loss_title, paths_for, wins, yardstick_of
+from graph import TaskGraph
+from logger import Logger
+from models import make_optimizer
+from training.label_cache import Budget, LabelCache
+from training.step import Step
+from utils import log
+
+LOG_EVERY = 20  # steps between two lines of the log
+
+
+class NotFinite(Exception):
+    """A loss or a gradient was infinite or not a number; the network is as before that step.
+
+    `step` counts from 1, `losses` are the values, `batch` what the step was to train on.
+    """
+
+    def __init__(self, step: int, losses: dict[str, float], batch: Batch) -> None:
+        super().__init__(f"step {step}")
+        self.step, self.losses, self.batch = step, losses, batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the target network of a graph is trained.
+
+    `losses` are the perceptual losses at hand, k of which are in use at a time; `mode` weighs
+    them ("winrate" by the sizes of their gradients, "standard" equally). `label_bytes` is the
+    memory for frozen networks' outputs on labels, `save_every` the steps between two saved
+    states (0: at the end of an epoch alone).
+    """
+
+    config: Mapping
+    losses: list[str]
+    k: int
+    mode: str = "winrate"
+    at_random: bool = False
+    squared: bool = False
+    lr: float = 3e-5
+    schedule: str = "constant"
+    epochs: int = 800
+    steps_per_epoch: int = 100
+    seed: int = 0
+    balance_every: int = 1
+    precision: str = "fp32"
+    label_bytes: float = 0.0
+    save_every: int = 0
+    label: str = "train"
+
+    def record(self) -> dict:
+        """Its settings as plain values."""
+        left_out = ("config", "label", "label_bytes")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+
+    def without_consistency(self) -> "Plan":
+        """The same on the ground truth alone."""
+        record = self.record() | {"losses": [], "k": 0}
+        return Plan(self.config, label="direct", label_bytes=self.label_bytes, **record)
+
+
+@dataclass
+class Progress:
+    """Where training stands. `step` counts within the epoch, `improved` tells of the last one."""
+
+    epoch: int = 0
+    step: int = 0
+    chosen: list[str] = field(default_factory=list)
+    win_rates: dict[str, float] = field(default_factory=dict)
+    val_error: float = float("nan")
+    best_error: float = float("inf")  # of the epochs' validations
+    improved: bool = False
+
+
+class Trainer:
+    """Trains the target network of a graph by a plan; `progress` tells where it stands.
+
+    An epoch is: `steps()` to its end, `validate()`, `end_epoch()`. Needs the realities
+    "train", endless, and "val".
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: TaskGraph,
+        realities: Mapping[str, Reality],
+        logger: Logger,
+        ranks: Ranks | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.plan, self.progress = plan, Progress()
+        self.graph, self.logger, self.ranks = graph, logger, ranks or Ranks()
+        self._train, self._val = realities["train"], realities["val"]
+        budget = Budget(plan.label_bytes)
+        self._val_labels = LabelCache(budget)
+        optimizer = make_optimizer(graph.target.parameters(), plan.lr)
+        self._step = Step(
+            graph, plan.config, optimizer, self._train.device, plan.mode, plan.squared,
+            plan.balance_every, plan.precision, self.ranks, LabelCache(budget),
+        )  # fmt: skip
+        total = max(1, plan.epochs * plan.steps_per_epoch)
+        self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+        self._rng = random.Random(plan.seed)
+        self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
+        self._yardsticks: dict[tuple, Tensor] = {}
+        self._batches: Iterator[Batch] | None = None
+        self._plain_lines = quiet or not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+
+    @property
+    def global_step(self) -> int:
+        """Steps taken since training began."""
+        return self.progress.epoch * self.plan.steps_per_epoch + self.progress.step
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are over."""
+        return self.progress.epoch >= self.plan.epochs
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether all steps of the epoch are taken."""
+        return self.progress.step >= self.plan.steps_per_epoch
+
+    # ---- states -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Everything that the rest of the training depends on, but for the log's state."""
+        self.check()
+        return {
+            "progress": dict(vars(self.progress)),
+            "weights": {name: float(weight) for name, weight in self._step.weights.items()},
+            "age": self._step.age,
+            "rng": self._rng.getstate(),
+            "target": self.graph.target.state_dict(),
+            "optimizer": self._step.optimizer.state_dict(),
+            "decay": self._decay.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on exactly where the training stood whose `state_dict()` this is."""
+        device = self._train.device
+        self.progress = Progress(**state["progress"])
+        weights = {n: torch.tensor(w, device=device) for n, w in state["weights"].items()}
+        self._step.weights, self._step.age = weights, state["age"]
+        self._rng.setstate(_tuples(state["rng"]))
+        self.graph.target.load_state_dict(state["target"])
+        self._step.optimizer.load_state_dict(state["optimizer"])
+        self._decay.load_state_dict(state["decay"])
+
+    # ---- an epoch -----------------------------------------------------------------------
+
+    def steps(self) -> Iterator[int]:
+        """Take the steps that the epoch lacks, one at each turn; yields their number.
+
+        The losses in use are chosen at the epoch's first step. Raises NotFinite.
+        """
+        if self._batches is None:
+            self._train.begin(self.global_step)
+            self._batches = iter(self._train)
+        if self.progress.step == 0:
+            self._choose()
+        self.graph.train()
+        waited, started = 0.0, time.monotonic()
+        while not self.epoch_is_over:
+            before = time.monotonic()
+            batch = next(self._batches)
+            waited += time.monotonic() - before
+            self._take(batch)
+            yield self.global_step
+        self.logger.record({
+            "epoch": self.progress.epoch, "seconds": time.monotonic() - started,
+            "seconds waiting for data": waited,
+        })  # fmt: skip
+
+    def _choose(self) -> None:
+        plan, progress = self.plan, self.progress
+        progress.chosen = choose_losses(
+            plan.losses, plan.k, progress.win_rates, self._rng, plan.at_random
+        )
+        if plan.losses:
+            names = ", ".join(progress.chosen) or "none"
+            self.logger.text("chosen losses", f"epoch {progress.epoch}: {names}")
+
+    def _take(self, batch: Batch) -> None:
+        """One step: losses, gradients, update, log."""
+        losses = self._step(batch, self.progress.chosen)
+        if self.plan.schedule == "cosine":
+            self._decay.step()
+        self.progress.step += 1
+        self._unchecked.append((self.global_step, losses, self._step.bad))
+        for name, loss in losses.items():
+            self.logger.update("loss" if name == "loss" else self._title(name), loss)
+        if self.progress.step % LOG_EVERY == 0 or self.epoch_is_over:
+            self.check()
+            self.logger.step(self.global_step, self.plan.label)
+        self._show()
+
+    def check(self) -> None:
+        """Raise NotFinite if one of the last steps was bad: the only look at the device."""
+        if not self._unchecked:
+            return
+        flags = torch.stack([bad for _, _, bad in self._unchecked]).tolist()
+        steps, self._unchecked = self._unchecked, []
+        for flag, (number, losses, _) in zip(flags, steps, strict=True):
+            if flag:
+                values = {name: float(loss) for name, loss in losses.items()}
+                self._train.begin(number - 1)
+                raise NotFinite(number, values, next(iter(self._train)))
+
+    def end_epoch(self) -> None:
+        """Begin the next epoch."""
+        progress = self.progress
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        if self._plain_lines and self.ranks.first:
+            log.info(
+                "%s epoch %s/%s: %s", self.plan.label, progress.epoch, self.plan.epochs,
+                self._shown(),
+            )  # fmt: skip
+
+    # ---- validation -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Log all losses over all validation views; take the win rates and the error from them."""
+        self.graph.eval()
+        compared = {} if self.plan.at_random else self._measurable_yardsticks()
+        found: dict[str, list[Tensor]] = {}
+        for batch in self._val:
+            losses = self._validation_losses(batch, list(compared.values()))
+            for name, yardstick in compared.items():
+                won = wins(losses[name], losses[yardstick])
+                found.setdefault(f"won {name}", []).append(won)
+            for name, loss in losses.items():
+                found.setdefault(name, []).append(loss)
+        means = self._means(found)
+        progress = self.progress
+        progress.win_rates = {name: means.pop(f"won {name}") for name in compared}
+        for name, mean in means.items():
+            self.logger.update(self._title(name), mean)
+        if progress.win_rates:
+            self.logger.record({"win rates": progress.win_rates, "step": self.global_step})
+        split = "val" if self.plan.label == "train" else f"{self.plan.label}_val"
+        self.logger.step(self.global_step, split)
+        progress.val_error = means["mae"]
+        if progress.step:  # not the validation before training
+            progress.improved = progress.val_error < progress.best_error
+            progress.best_error = min(progress.best_error, progress.val_error)
+
+    def _measurable_yardsticks(self) -> dict[str, str]:
+        """The yardstick of each perceptual loss for which the views have the domains."""
+        there = {task.name for task in self._val.dataset.tasks}
+        yardsticks = {name: yardstick_of(name) for name in self.plan.losses}
+        return {
+            name: yardstick for name, yardstick in yardsticks.items()
+            if all(p[0] in there for p in paths_for(self.plan.config, [yardstick], "val").values())
+        }  # fmt: skip
+
+    def _validation_losses(self, batch: Batch, yardsticks: list[str]) -> dict[str, Tensor]:
+        """All losses of a batch, {name: (B,)}; the yardsticks, which never change, once a run."""
+        views = tuple(batch.views)
+        kept = {n: v for n in yardsticks if (v := self._yardsticks.get((n, views))) is not None}
+        names = [n for n in ("mae", *self.plan.losses, *yardsticks) if n not in kept]
+        paths = paths_for(self.plan.config, names, "val")
+        prediction = tuple(self.plan.config["paths"]["n(x)"])
+        frozen = {n: p for n, p in paths.items() if p[: len(prediction)] != prediction}
+        with numerical_precision(self._val.device, self.plan.precision):
+            known = self._val_labels.values(self.graph, frozen, batch)
+            values = self.graph.sample(paths, batch, known)
+        losses = evaluate_losses(self.plan.config, names, values, "val", self.plan.squared)
+        self._yardsticks |= {(n, views): losses[n] for n in yardsticks if n in losses}
+        return losses | kept
+
+    def _means(self, found: Mapping[str, list[Tensor]]) -> dict[str, float]:
+        """The mean of each value over the views of all ranks."""
+        local = {name: torch.cat(parts).double() for name, parts in found.items()}
+        sums = {name: (float(values.sum()), len(values)) for name, values in local.items()}
+        per_rank = self.ranks.gathered(sums)
+        means = {}
+        for name in dict.fromkeys(chain.from_iterable(per_rank)):
+            parts = [part[name] for part in per_rank if name in part]
+            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        return means
+
+    # ---- what is shown ----------------------------------------------------------------------
+
+    def _title(self, name: str) -> str:
+        return loss_title(self.plan.config, name, "mse" if self.plan.squared else "mae")
+
+    def _shown(self) -> str:
+        loss, progress = self.logger.means["loss"], self.progress
+        return f"loss {loss:.4f}, val {self._title('mae')} {progress.val_error:.4f}"
+
+    def _show(self) -> None:
+        """Move the progress bar on, on the first rank's terminal."""
+        if self._plain_lines or not self.ranks.first:
+            return
+        size = self._train.batch_size * self.ranks.count
+        if self._bar is None:
+            total = self.plan.epochs * self.plan.steps_per_epoch * size
+            begun = (self.global_step - 1) * size
+            self._bar = tqdm(total=total, initial=begun, unit="img", desc=self.plan.label)
+        self._bar.update(size)
+        if "loss" in self.logger.means:
+            epoch = f"epoch {self.progress.epoch + 1}/{self.plan.epochs}"
+            self._bar.set_postfix_str(f"{epoch}, {self._shown()}", refresh=False)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _tuples(value):
+    """Lists as tuples, all the way down: what `random.setstate` wants."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

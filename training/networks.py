@@ -1,0 +1,70 @@
+"""The graph that a run trains: its networks, their weights, how they are run."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from devices import compile_networks, parallelised
+from energy import paths_for, yardstick_of
+from graph import TaskGraph, edges_of
+from models import load_network
+from modules.unet import recompute_activations
+from sources import Sources
+from training.options import ComputeOptions, NetworkOptions, Objective
+from transfers import Edge, get_transfer
+from utils import UserError, log
+
+
+def build_graph(
+    objective: Objective, sources: Sources, options: NetworkOptions
+) -> tuple[TaskGraph, list[str]]:
+    """The graph with all weights loaded, and the perceptual losses that it can serve.
+
+    Where the ImageNet network's weights can't be had, its losses are left out, with a
+    warning, or with `strict` a UserError is raised.
+    """
+    config, target = objective.config, objective.transfer.edge
+    losses = list(objective.perceptual)
+    networks: dict[Edge, nn.Module] = {}
+    for edge in edges_of(paths_for(config, losses_in_use(losses, objective.by_win_rate))):
+        transfer = get_transfer(*edge, sources.models_dirs[0])
+        if edge == target and objective.init != "baseline":
+            networks[edge] = transfer.build(sources.scale)
+            if objective.init != "scratch":
+                load_network(networks[edge], objective.init, sources.scale, edge, any_size=True)
+            continue
+        try:
+            networks[edge] = sources.network(transfer, objective.name)
+        except OSError as error:
+            text = f"no ImageNet weights: {transfer.checkpoint} is not in a models folder and "
+            text += f"torchvision's download failed ({error})"
+            if options.strict:
+                raise UserError(text) from None
+            losses, left_out = _without(edge, losses, config)
+            log.error("WARNING: %s; LEFT OUT: %s (`strict` stops here)", text, ", ".join(left_out))
+    networks = {edge: parallelised(network) for edge, network in networks.items()}
+    return TaskGraph(networks, target), losses
+
+
+def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:
+    """All losses that a run computes: win rates compare each with its yardstick."""
+    return ["mae", *perceptual, *(yardstick_of(name) for name in perceptual if by_win_rate)]
+
+
+def _without(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[str], list[str]]:
+    """The losses that do not use the edge, and those that do."""
+    left_out = [name for name in losses if edge in edges_of(paths_for(config, [name]))]
+    return [name for name in losses if name not in left_out], left_out
+
+
+def prepare_graph(graph: TaskGraph, compute: ComputeOptions, device: torch.device) -> TaskGraph:
+    """The graph on its device, its networks as the options want them."""
+    graph = graph.to(device)
+    if compute.channels_last:
+        graph = graph.to(memory_format=torch.channels_last)
+    if compute.checkpoint_activations:
+        recompute_activations(graph)
+    if compute.compile:
+        compile_networks(graph.networks.values())
+    return graph

@@ -1,0 +1,322 @@
+"""What `train.py` can be asked for, by owner, and whether it makes sense together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from datasets import check_loading
+from devices import TRAINING_PRECISIONS, check_precision
+from energy import direct_only, energy_configs, get_config, loss_name, perceptual_losses
+from transfers import TRANSFERS, Transfer, transfer_by_name
+from utils import UserError, check_one_of, check_positive, nearest
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data.
+
+    Args:
+        data_dirs: folders with data in Taskonomy's layout, comma-separated (default: data/
+            of the job's base folder, else the embedded rooms).
+        split: a split file (default: the first of config/split*.txt that fits the data).
+        allow_missing: go on where more than a tenth of the views lack a domain.
+        max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
+            it they are replaced (in training) or left out, and listed.
+        subset_size: use that many training views, evenly spaced.
+        fast: train on the validation views, without a test set: a quick trial.
+        dataaug: the published augmentation: centre crops, colour jitter of rgb.
+        num_workers: loading processes (default: one a core, 8 at most; none for data that
+            fits into memory).
+    """
+
+    data_dirs: list | None = None
+    split: str | None = None
+    allow_missing: bool = False
+    max_bad_fraction: float = 0.01
+    subset_size: int | None = None
+    fast: bool = False
+    dataaug: bool = False
+    num_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Networks.
+
+    Args:
+        models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
+            then the shipped rooms networks). A transfer's result is saved there.
+        image_size: pixels of the images' side (default: what the checkpoints record).
+        width: channels of the networks' first level (default: what the checkpoints record).
+        levels: how often the deepest networks halve the image; the others lose as many levels
+            as these (default: what the checkpoints record, or 6 at 256 pixels, 5 at 128, …).
+        init: baseline (the transfer's own checkpoint; the default for configurations),
+            scratch (the default for transfers) or the path of a checkpoint.
+        strict: an error where the ImageNet network's weights can't be had, instead of
+            leaving its loss out.
+    """
+
+    models_dir: str | None = None
+    image_size: int | None = None
+    width: int | None = None
+    levels: int | None = None
+    init: str | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Losses.
+
+    Args:
+        k: perceptual losses in use at a time (default: 3, or all where there are fewer).
+            0 trains on the ground truth alone.
+        random_select: choose the k anew at random each epoch.
+        winrate: choose the k that most often exceed their direct loss on the validation
+            views (the default).
+        mode: winrate weighs the losses by the sizes of their gradients; standard adds all
+            perceptual losses with weight 1.
+        perceptual: restrict the perceptual losses to these, comma-separated (curv,edge,…).
+        balance_every: measure the sizes of the gradients every so many steps, with one pass
+            for all losses in between.
+        compare_direct: train the same start without perceptual losses as well, on the same
+            batches, for the closing table.
+    """
+
+    k: int | None = None
+    random_select: bool = False
+    winrate: bool = False
+    mode: str = "winrate"
+    perceptual: list | None = None
+    balance_every: int = 1
+    compare_direct: bool = False
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Computing.
+
+    Args:
+        precision: fp32, tf32 (on NVIDIA GPUs) or bf16.
+        compile: compile the networks (torch.compile): slow to start, faster on GPUs.
+        channels_last: keep images channels last in memory: faster on some GPUs in bf16.
+        checkpoint_activations: compute activations again for the backward pass instead of
+            keeping them: less memory, more time.
+        cache_labels: GiB of memory for the frozen networks' outputs on ground-truth labels,
+            which then are computed once (default: a quarter of the free memory where the
+            views themselves are kept in memory, else none; 0 for none).
+    """
+
+    precision: str = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_activations: bool = False
+    cache_labels: float | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run.
+
+    Args:
+        max_epochs: epochs (default: 800; on the embedded rooms 10, for a transfer 40).
+        steps_per_epoch: steps of an epoch (default: a 400th of the data, as published,
+            or, where that is less than 100 steps, 100 steps or one pass).
+        batch_size: views a step, of each process (default: 64, with --fast 4, on the embedded
+            rooms 16).
+        lr: learning rate (default: 3e-5, from scratch 4e-4; on the embedded rooms 3e-4
+            and 2e-3).
+        schedule: constant (the default for configurations) or cosine (for transfers).
+        seed: of the data's order, the choice of losses, fresh weights and augmentation.
+        visualize: measure, draw the pictures and stop before training.
+        resume: go on with the last run of this configuration, or with the run in the folder
+            named, exactly where its last state stood; the other flags are that run's.
+        save_every: save a state to go on from every so many steps (default: every epoch).
+        results_dir: where the run's folder is made (default: results/ of the base folder).
+        visdom_server: host of the Visdom server.
+        visdom_port: its port.
+        quiet: plain lines instead of a progress bar.
+    """
+
+    max_epochs: int | None = None
+    steps_per_epoch: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    schedule: str | None = None
+    seed: int = 0
+    visualize: bool = False
+    resume: bool | str = False
+    save_every: int | None = None
+    results_dir: str | None = None
+    visdom_server: str = "localhost"
+    visdom_port: int = 8097
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a run is asked for. `config` names a configuration or a transfer."""
+
+    config: str | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    networks: NetworkOptions = field(default_factory=NetworkOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def flags(self) -> dict:
+        """The options as flags, {name: value}."""
+        groups = (self.data, self.networks, self.losses, self.compute, self.run)
+        flat = {name: value for group in groups for name, value in asdict(group).items()}
+        return {"config": self.config} | flat
+
+    @classmethod
+    def from_flags(cls, flags: Mapping) -> "Options":
+        """The options that `flags()` gave."""
+        groups = {}
+        for name, group in cls.__annotations__.items():
+            if name != "config":
+                groups[name] = group(**{f: flags[f] for f in group.__dataclass_fields__})
+        return cls(flags["config"], **groups)
+
+
+# ---- what is trained ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a configuration or a transfer trains, and on which losses.
+
+    `row` is the transfer that was named, None for a configuration; `perceptual` are the
+    perceptual losses that were asked for.
+    """
+
+    name: str
+    config: Mapping
+    row: Transfer | None
+    perceptual: tuple[str, ...]
+    by_win_rate: bool
+    init: str
+
+    @property
+    def transfer(self) -> Transfer:
+        """The row of the network that trains."""
+        return TRANSFERS[self.config["paths"]["n(x)"]]
+
+    @property
+    def squared(self) -> bool:
+        """Whether the error is squared: between other domains than rgb, as published."""
+        return self.row is not None and self.row.source != "rgb"
+
+
+def objective_of(options: Options) -> Objective:
+    """The objective that the options name. Raises UserError where there is none such."""
+    config = find_config(options.config)
+    assert options.config is not None  # find_config raises
+    row = transfer_by_name(options.config)
+    losses = options.losses
+    return Objective(
+        options.config,
+        config,
+        row,
+        tuple(restricted(config, losses.perceptual)),
+        not losses.random_select and losses.mode == "winrate" and losses.k != 0,
+        options.networks.init or ("scratch" if row else "baseline"),
+    )
+
+
+def find_config(name: str | None) -> Mapping:
+    """The energy configuration, or the direct one of a transfer."""
+    trainable = [n for n, c in energy_configs.items() if "mae" in c["losses"]]
+    rows = [row.name for row in TRANSFERS.values() if row.trainable]
+    if name is None:
+        raise UserError(
+            f"what to train? A configuration ({', '.join(trainable)}) or a transfer "
+            f"({', '.join(rows[:3])}, …): python -m train multiperceptual_normal"
+        )
+    row = transfer_by_name(name)
+    if row:
+        if not row.trainable:
+            raise UserError(f"{name} has nothing to train: it is a formula or ImageNet's network")
+        return direct_only(*row.edge)
+    if name not in energy_configs:
+        hint = nearest(name, [*trainable, *rows])
+        raise UserError(
+            f"no configuration or transfer {name!r}{hint} (configurations: {', '.join(trainable)})"
+        )
+    if name not in trainable:
+        raise UserError(f"{name} measures and does not train: see python -m scripts.energy_calc")
+    return get_config(name)
+
+
+def restricted(config: Mapping, perceptual: Sequence[str] | None) -> list[str]:
+    """The configuration's perceptual losses, or those of them that were named."""
+    known = {loss_name(name): name for name in perceptual_losses(config)}
+    wanted = [loss_name(name) for name in perceptual or known]
+    for name in wanted:
+        if name not in known:
+            raise UserError(
+                f"no perceptual loss {name}{nearest(name, known)} (there are: {', '.join(known)})"
+            )
+    return [full for name, full in known.items() if name in wanted]
+
+
+def checked_k(k: int | None, losses: Sequence[str], mode: str) -> int:
+    """The number of perceptual losses in use at a time. Raises UserError where k cannot be."""
+    if mode == "standard":
+        if k not in (None, len(losses)):
+            raise UserError(f"`mode` standard uses all {len(losses)} perceptual losses: no `k`")
+        return len(losses)
+    if k is None:
+        return min(3, len(losses))
+    if not 0 <= k <= len(losses):
+        names = ", ".join(map(loss_name, losses))
+        raise UserError(f"`k` {k}: there are {len(losses)} perceptual losses ({names})")
+    return k
+
+
+# ---- whether it makes sense ---------------------------------------------------------
+
+
+def check_options(options: Options, objective: Objective) -> None:
+    """Raise UserError for options that exclude each other or have no such value."""
+    data, losses, compute, run = options.data, options.losses, options.compute, options.run
+    check_one_of("mode", losses.mode, ("winrate", "standard"))
+    check_one_of("schedule", run.schedule or "constant", ("constant", "cosine"))
+    check_precision(compute.precision, TRAINING_PRECISIONS)
+    check_positive(
+        batch_size=run.batch_size, steps_per_epoch=run.steps_per_epoch, lr=run.lr,
+        subset_size=data.subset_size, max_epochs=run.max_epochs, save_every=run.save_every,
+        balance_every=losses.balance_every,
+    )  # fmt: skip
+    check_loading(data.num_workers, data.max_bad_fraction)
+    if losses.compare_direct and run.visualize:
+        raise UserError("`visualize` stops before training: no `compare_direct`")
+    _check_losses(losses, objective)
+    _check_label_cache(compute.cache_labels, data.dataaug, objective)
+
+
+def _check_losses(losses: LossOptions, objective: Objective) -> None:
+    if losses.winrate and (losses.random_select or losses.mode == "standard"):
+        raise UserError("`winrate` excludes `random_select` and `mode` standard")
+    if losses.mode == "standard" and losses.random_select:
+        raise UserError("`mode` standard uses all perceptual losses: no `random_select`")
+    if losses.mode == "standard" and losses.balance_every > 1:
+        raise UserError("`mode` standard balances nothing: no `balance_every`")
+    none = not checked_k(losses.k, objective.perceptual, losses.mode)
+    if none and (losses.compare_direct or losses.random_select or losses.winrate):
+        raise UserError(
+            "without perceptual losses there is nothing for `compare_direct`, `random_select` "
+            "or `winrate` to do"
+        )
+
+
+def _check_label_cache(gib: float | None, dataaug: bool, objective: Objective) -> None:
+    if gib is not None and gib < 0:
+        raise UserError(f"`cache_labels` has to be 0 or more, not {gib}")
+    if gib and dataaug:
+        raise UserError(
+            "`cache_labels` keeps outputs on a view's ground truth, but `dataaug` changes the "
+            "view each time"
+        )
+    if gib and not objective.perceptual:
+        raise UserError("`cache_labels`: no loss here passes ground truth through a network")

@@ -1,0 +1,127 @@
+"""What a run writes into its folder: record, log, pictures, networks, states."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Reality
+from devices import Ranks
+from files import write_json
+from graph import TaskGraph
+from logger import Logger, VisdomWindows
+from models import save_atomically, save_network
+from training.loop import NotFinite, Trainer
+from training.progress_pictures import Pictures
+from training.run_folder import write_record
+from training.states import load_state, save_state
+from transfers import Scale
+
+MADE_BY = "command", "config", "seed", "epochs", "steps_per_epoch", "lr"  # of a checkpoint
+
+
+class RunOutput:
+    """The folder of a run and all that goes there. Only the first rank writes.
+
+    `columns` are those of the closing table so far, `training` is the state of the phase
+    under way, `start` the weights that the comparison without consistency starts from. A
+    run that goes on has them from its last state; `resumed` tells whether there was one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: Mapping,
+        graph: TaskGraph,
+        config: Mapping,
+        realities: Mapping[str, Reality],
+        ranks: Ranks,
+        windows: VisdomWindows,
+        resuming: bool,
+    ) -> None:
+        self.folder, self.ranks, self.graph, self.realities = folder, ranks, graph, realities
+        state = ranks.from_first(load_state(folder) if ranks.first and resuming else None)
+        self.resumed = state is not None
+        self.logger = Logger(record["config"])
+        self.record = dict(record)
+        if ranks.first:
+            self.record = write_record(folder, record)
+            if not self.resumed:
+                (folder / "log.jsonl").unlink(missing_ok=True)
+            self.logger = Logger(record["config"], folder / "log.jsonl", windows)
+        state = state or {"columns": {}, "start": {}, "training": None}
+        self.columns: dict[str, dict[str, float]] = state["columns"]
+        self.start: dict = state["start"]
+        self.training: dict | None = state["training"]
+        if self.resumed:
+            self.logger.load_state_dict(state["logger"])
+        for name, reality in realities.items():
+            reality.bad.record = self.logger.record
+            if self.resumed:
+                reality.bad.load_state_dict(state["bad"][name])
+        self._pictures: Pictures | None = None
+        if ranks.first:
+            self._pictures = Pictures(config, realities, graph, self.logger, folder)
+
+    def begin(self, before: dict[str, float], keep_start: bool) -> None:
+        """Take the table's first column, draw the pictures of the start, save the first state.
+
+        `keep_start` keeps the weights for a comparison from the same start.
+        """
+        self.columns["before"] = before
+        if keep_start:
+            weights = self.graph.target.state_dict()
+            self.start = {name: value.clone() for name, value in weights.items()}
+        if self._pictures:
+            self._pictures.draw(self.graph, "start", "start")
+        self.save_state(0)
+
+    def end_phase(self, column: str, measured: dict[str, float]) -> None:
+        """Take the table's column of a phase of training that is over."""
+        self.columns[column], self.training = measured, None
+
+    def save_state(self, number: int) -> None:
+        """Save a state to go on from, called by `number` (rising)."""
+        if self.ranks.first:
+            bad = {name: reality.bad.state_dict() for name, reality in self.realities.items()}
+            save_state(self.folder, number, {
+                "columns": self.columns, "start": self.start, "training": self.training,
+                "logger": self.logger.state_dict(), "bad": bad,
+            })  # fmt: skip
+
+    def save_epoch(self, trainer: Trainer, checkpoint: Path, scale: Scale) -> None:
+        """Save the network, as the best one too where it is, and draw the pictures."""
+        if self.ranks.first:
+            network = trainer.graph.target
+            save_network(checkpoint, network, scale, **self.made_by)
+            if trainer.progress.improved:
+                best = checkpoint.with_stem(f"{checkpoint.stem}_best")
+                save_network(best, network, scale, **self.made_by)
+            if self._pictures:
+                self._pictures.draw(trainer.graph, "", "latest")
+
+    @property
+    def made_by(self) -> dict:
+        """What a checkpoint of this run records."""
+        return {key: self.record[key] for key in MADE_BY}
+
+    def keep_for_replay(self, error: NotFinite, trainer: Trainer) -> str:
+        """Save what a step that went wrong was to train on; returns the sentence that says so."""
+        ranks, dataset = self.ranks, self.realities["train"].dataset
+        file = self.folder / f"not_finite{f'_{ranks.rank}' if ranks.count > 1 else ''}.pt"
+        save_atomically(file, {
+            "step": error.step, "losses": error.losses,
+            "views": [str(dataset.views[number]) for number in error.batch.views],
+            "batch": {name: values.cpu() for name, values in error.batch.items()},
+            "target": trainer.graph.target.state_dict(),
+        })  # fmt: skip
+        bad = [n for n, value in error.losses.items() if n != "loss" and not math.isfinite(value)]
+        what = f"the loss {', '.join(bad)} is" if bad else "a gradient is"
+        return (
+            f"step {error.step}: {what} not finite; its batch, the names of its views and the "
+            f"network as it was before it are in {file}; a smaller `lr` or `precision` fp32 may "
+            f"help"
+        )
+
+    def save_table(self) -> None:
+        """Write the closing table's numbers."""
+        write_json(self.folder / "evaluation.json", self.columns)
