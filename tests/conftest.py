@@ -3,6 +3,7 @@
 import importlib
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,16 @@ from transfers import TRANSFERS, Scale  # noqa: E402
 from utils import command_line, logged_to_console  # noqa: E402
 
 SCALE = Scale(32, 8)
+
+
+def closed_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+NO_VISDOM = f"--visdom-port={closed_port()}"
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +82,7 @@ def run(rooms, networks, tmp_path, monkeypatch, capfd):
         results = tmp_path / "results"
         standard = [
             f"--data-dirs={rooms}", f"--models-dir={networks}", f"--results-dir={results}",
-            "--max-epochs=1", "--batch-size=4", "--visdom-port=9",
+            "--max-epochs=1", "--batch-size=4", NO_VISDOM,
         ]  # fmt: skip
         named = {a.split("=")[0] for a in arguments}
         arguments += tuple(s for s in standard if defaults and s.split("=")[0] not in named)

@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,21 @@ def test_an_example_trains_by_its_command(run, example, more_networks, command):
     assert "direct L1" in output
     (folder,) = results.iterdir()
     assert list(folder.glob("*.pth"))
+
+
+@pytest.mark.slow  # a process that starts Python
+def test_train_edges_knows_the_rows_of_an_example(run, example, networks, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a reader puts the file beside train.py
+    folder = shutil.copytree(networks, tmp_path / "models")
+    (folder / "keypoints3d2normal.pth").unlink()
+    status, output, _ = run(
+        "corners", f"--trainer={example('my_target.py')}", f"--models-dir={folder}",
+        f"--data-dirs={run.rooms}", f"--results-dir={tmp_path / 'results'}", "--max-epochs=1",
+        "--steps-per-epoch=1", program="scripts.train_edges", defaults=False,
+    )  # fmt: skip
+    assert status == 0, output
+    assert "3 networks needed, 2 there, 1 to train" in output
+    assert (folder / "keypoints3d2normal.pth").is_file()
 
 
 def test_the_graph_in_python():

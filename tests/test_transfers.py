@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from task_configs import get_task
-from transfers import TRANSFERS, Scale, get_transfer, transfer_by_name
+from transfers import TRANSFERS, Scale, Transfer, get_transfer, transfer_by_name
 from utils import UserError
 
 
@@ -68,3 +68,15 @@ def test_unknown_edges_name_the_known(tmp_path):
     (tmp_path / "normal2rgb.pth").write_bytes(b"")
     (tmp_path / "normal2keypoints2d_new.pth").write_bytes(b"")
     assert get_transfer("normal", "rgb", tmp_path).downsample == 5
+
+
+def test_a_row_can_name_any_network():
+    """Every network is built by the same keywords, and may ignore what says nothing to it."""
+
+    def convolution(in_channels: int, out_channels: int, **scale: int) -> nn.Module:
+        assert scale == {"downsample": 2, "width": 8}
+        return nn.Conv2d(in_channels, out_channels, 1)
+
+    row = Transfer("rgb", "depth_zbuffer", convolution, downsample=4)
+    assert row.build(Scale(64, 8)).weight.shape == (1, 3, 1, 1)
+    assert row.trainable and row.checkpoint == "rgb2depth_zbuffer.pth"

@@ -3,12 +3,22 @@ import inspect
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from files import write_atomically
-from utils import ROOT, UserError, command_line, help_text, nearest, read_job
+from utils import (
+    ROOT,
+    UserError,
+    command_line,
+    folding_flags,
+    help_text,
+    log,
+    nearest,
+    read_job,
+)
 
 PROGRAMS = [
     f"scripts.{file.stem}"
@@ -66,6 +76,86 @@ def call(monkeypatch, capsys):
 )
 def test_values_arrive_as_annotated(call, arguments, printed):
     assert call(*arguments) == (0, printed, "")
+
+
+TEXTS = (
+    "run#1", "2024_01_02", "1.10", "1e5", "0x10", "None", "True", "[a]", "{a: 1}", "(1, 2)", "a,b",
+    "a b", "'a'", "photo#1.png", "-", "ä", "'", "\\", "1_000",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_arrives_as_it_was_typed(call, text):
+    """Fire alone would parse it: run#1 as run, 2024_01_02 as a number, 1.10 as 1.1."""
+    assert call(f"--path={text}") == (0, str([None, 1, None, None, False, text]), "")
+    names = str([None, 1, None, [*text.split(","), "b"], False, None])
+    assert call(f"--names={text},b") == (0, names, "")
+
+
+@pytest.mark.parametrize("text", ["1e999", "nan", "inf", "", "None", "1" * 400, "1;2"])
+def test_what_is_no_number_is_refused(call, text):
+    for flag in ("count", "rate"):
+        status, printed, error = call(f"--{flag}={text}")
+        assert (status, printed) == (2, "") and error.startswith(f"error: --{flag} takes a ")
+
+
+@dataclass(frozen=True)
+class Fruit:
+    """Fruit.
+
+    Args:
+        apples: how many apples,
+            or none.
+        kind: which kind.
+    """
+
+    apples: int = 2
+    kind: str | None = None
+
+
+@folding_flags
+def shop(word: str | None = None, *, fruit: Fruit, loud: bool = False) -> tuple:
+    """Buy.
+
+    Args:
+        word: what to say.
+        loud: say it loudly.
+    """
+    if fruit.apples < 0:
+        raise UserError(f"`apples` has to be 0 or more, not {fruit.apples} (`other`)")
+    print(word, fruit, loud)
+    return word, fruit, loud
+
+
+def test_flags_fold_into_their_owners(call):
+    assert shop("x", apples=3) == ("x", Fruit(3), False)
+    assert shop(loud=True) == (None, Fruit(), True)
+    with pytest.raises(TypeError):
+        shop(pears=1)
+    text = " ".join(help_text(shop, "shop").split())
+    assert "Fruit: --apples N how many apples, or none (default: 2)." in text
+    assert "--loud say it loudly." in text
+
+
+def test_a_librarys_parameters_are_shown_as_flags(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["shop.py", "--apples=-1"])
+    with pytest.raises(SystemExit):
+        command_line(shop)
+    assert capsys.readouterr().err == "error: --apples has to be 0 or more, not -1 (`other`)\n"
+    with pytest.raises(ValueError, match="`apples` has to be 0 or more"):
+        shop(apples=-1)
+
+
+def test_the_log_is_printed_by_its_level(monkeypatch, capsys):
+    def program() -> None:
+        log.info("one `word`")
+        log.warning("two")
+        log.error("three")
+
+    monkeypatch.setattr(sys, "argv", ["program.py"])
+    command_line(program)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("one `word`\n", "warning: two\nthree\n")
 
 
 @pytest.mark.parametrize(

@@ -232,12 +232,16 @@ def _line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
 def memory_table(setup: Setup) -> list[Row]:
     """Peak memory of two steps with all losses, each way in a process of its own."""
     rows: list[Row] = [("step", "peak, MiB", "networks and batch, MiB")]
-    context = multiprocessing.get_context("spawn")
     for way in ("published", "ours"):
-        with context.Pool(1) as pool:
-            peak, before = pool.apply(_peak_memory, (setup, way, torch.get_num_threads()))
+        peak, before = memory_of(setup, way)
         rows.append((way, f"{peak:.0f}", f"{before:.0f}"))
     return rows
+
+
+def memory_of(setup: Setup, way: str) -> tuple[float, float]:
+    """Peak memory in MiB of a new process that takes two steps, and that before them."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (setup, way, torch.get_num_threads()))
 
 
 def _peak_memory(setup: Setup, way: str, threads: int) -> tuple[float, float]:
