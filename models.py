@@ -145,12 +145,13 @@ def load_network(
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     stored = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != stored:
-        unmatched = [f"{n} {s}" for n, s in expected.items() if stored.get(n) != s][:3]
-        unexpected = [f"{n} {s}" for n, s in stored.items() if expected.get(n) != s][:3]
+        in_network = [f"{n} {s}" for n, s in expected.items() if stored.get(n) != s][:3]
+        in_file = [f"{n} {s}" for n, s in stored.items() if expected.get(n) != s][:3]
         raise UserError(
             f"{path} does not fit {type(network).__name__}"
-            f"{f' at {scale}' if scale else ''}: the network has {', '.join(unmatched) or 'no more'}; "
-            f"the file has {', '.join(unexpected) or 'no more'}"
+            f"{f' at {scale}' if scale else ''}: "
+            f"the network has {', '.join(in_network) or 'no more'}; "
+            f"the file has {', '.join(in_file) or 'no more'}"
         )
     network.load_state_dict(weights)
     return record
