@@ -1,4 +1,4 @@
-"""Predict normals, depth or reshading of any image, by the baseline and the consistent network.
+"""Predict normals, depth or reshading of images with the baseline and the consistency network.
 
 python demo.py --task normal --img_path assets/room.png --output_path results/demo
 """
@@ -96,7 +96,7 @@ def write_predictions(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """Write {name}_{task}_{variant}.png of each image, and with `compare` all side by side."""
+    """Write {name}_{task}_{variant}.png for each image; `compare` adds all side by side."""
     names = images.result_names(folder, [f"_{task}_{kind}.png" for kind in (*VARIANTS, "compare")])
 
     def read(path: Path) -> tuple[Tensor, ...]:
