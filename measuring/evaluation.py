@@ -35,7 +35,7 @@ def measure(
     target = config["paths"]["y^"][-1]
     sums: dict[str, list] = {}
 
-    def take(row: str, values) -> None:
+    def add(row: str, values) -> None:
         sums.setdefault(row, []).append(values)
 
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}

@@ -1,4 +1,4 @@
-"""Where in an image the paths disagree: the consistency energy of each pixel.
+"""The consistency energy of each pixel: maps of where the paths disagree.
 
 python -m scripts.energy_map --img_path assets/room.png --output_path results/energy_map
 """
@@ -100,8 +100,10 @@ def main(
 
 
 def predict(graph: TaskGraph, images: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Normals predicted straight from the images, and how far those through each domain are from
-    them, {domain: (B, 1, H, W)}; on the CPU."""
+    """Predict normals directly from the images, and the disagreement with each domain's path.
+
+    Returns normals (B, 3, H, W) and {domain: (B, 1, H, W)}, on the CPU.
+    """
     values = graph.sample(paths_for(get_config(UNLABELLED), STRAIGHT_LOSSES), {"rgb": images})
     values = {name: value.float() for name, value in values.items()}
     parts = {domain: part.cpu() for domain, part in disagreements(values).items()}

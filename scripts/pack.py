@@ -1,4 +1,4 @@
-"""Packs a data set at one image size, so that training reads it without decoding files.
+"""Pack a data set at one image size, so that it loads without decoding image files.
 
 python -m scripts.pack /data/taskonomy --to /data/taskonomy_256 --image-size 256
 """
