@@ -57,12 +57,12 @@ class Setup:
 
 
 def alternating(
-    functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+    ways: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Time functions in `repeats` alternating rounds, after one warm-up round: {name: seconds}."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
-        for name, function in functions.items():
+        for name, function in ways.items():
             _finish(device)
             start = time.perf_counter()
             function()
@@ -267,7 +267,7 @@ def _memory(device: torch.device) -> float:
     return int(match[1]) / 2**10
 
 
-# ---- share of the device's peak speed -----------------------------------------------
+# ---- speed relative to a matrix product ---------------------------------------------
 
 
 class _Operations(TorchDispatchMode):
