@@ -60,8 +60,8 @@ class TaskDataset(Dataset):
         self.image_size = image_size
         self._kept: dict[View, tuple[Tensor, ...]] | None = {} if keep else None
         folders = {view.data_dir for view in views if view.layout == PACKED}
-        found = {folder: find_pack(folder) for folder in sorted(folders)}
-        self.packs: dict[Path, Pack] = {f: pack for f, pack in found.items() if pack}
+        packs = {folder: find_pack(folder) for folder in sorted(folders)}
+        self.packs: dict[Path, Pack] = {f: pack for f, pack in packs.items() if pack}
         for pack in self.packs.values():
             pack.check(self.tasks, image_size)
 
@@ -107,29 +107,29 @@ class TaskDataset(Dataset):
             return pack.load(self.tasks, view.part, view.building, view.name)
         tensors: dict[ImageTask, Tensor] = {}
         sizes: dict[str, tuple[int, int]] = {}
-        bad: dict[str, str] = {}
-        with ExitStack() as opened:
+        reasons: dict[str, str] = {}
+        with ExitStack() as stack:
             files: dict[str, Image.Image] = {}  # tasks may share a file: open it only once
             for task in self.tasks:
                 path = str(view.path(task))
-                if path in bad:
+                if path in reasons:
                     continue
                 try:
                     if path not in files:
-                        files[path] = opened.enter_context(open_file(path, self.image_size))
+                        files[path] = stack.enter_context(open_file(path, self.image_size))
                         sizes[path] = files[path].size
                     crop = None if share is None else round(share * min(sizes[path]))
                     values = task.encode(files[path], self.image_size, crop, jitter)
                     tensors[task] = values if self.encoded else task.decode(values)
                 except READ_ERRORS as error:
-                    bad[path] = reason_of_file(error, path)
-        usual = Counter(sizes.values()).most_common(1)
+                    reasons[path] = reason_of_file(error, path)
+        most_common = Counter(sizes.values()).most_common(1)
         for path, size in sizes.items():
-            if size != usual[0][0]:
+            if size != most_common[0][0]:
                 text = "it is {} × {} pixels, most of its view are {} × {}"
-                bad.setdefault(path, text.format(*size, *usual[0][0]))
-        if bad:
-            raise BadView(bad)
+                reasons.setdefault(path, text.format(*size, *most_common[0][0]))
+        if reasons:
+            raise BadView(reasons)
         return tuple(tensors[task] for task in self.tasks)
 
 
@@ -365,8 +365,8 @@ def _quiet_about_workers(start: Callable[[], Iterator]) -> Iterator:
     """
     if threading.current_thread() is not threading.main_thread():
         return start()
-    before = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
         return start()
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, handler)

@@ -107,13 +107,13 @@ def write_predictions(
         inputs = torch.stack([tensors[0] for _, tensors in batch])
         with forward_only(predictor.device, precision):
             predictions = predictor.predict(inputs.to(predictor.device), size)
-        for i, (path, (_, shown)) in enumerate(batch):
+        for i, (path, (_, display)) in enumerate(batch):
             stem = f"{names[path]}_{task}"
             columns = {variant: values[i] for variant, values in predictions.items()}
             for variant, values in columns.items():
                 write_png(to_image(values), folder / f"{stem}_{variant}.png")
             if compare:
-                write_png(side_by_side(shown, columns), folder / f"{stem}_compare.png")
+                write_png(side_by_side(display, columns), folder / f"{stem}_compare.png")
 
 
 if __name__ == "__main__":

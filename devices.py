@@ -81,7 +81,7 @@ def numerical_precision(device: torch.device, precision: str = "fp32") -> Iterat
     fp16 use autocast, which keeps weights, normalisation and sums in float32.
     """
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    previous = [backend.fp32_precision for backend in backends]
     dtype = PRECISIONS[precision]
     try:
         for backend in backends:
@@ -89,7 +89,7 @@ def numerical_precision(device: torch.device, precision: str = "fp32") -> Iterat
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
+        for backend, value in zip(backends, previous, strict=True):
             backend.fp32_precision = value
 
 

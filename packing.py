@@ -52,10 +52,10 @@ class Packing:
         """Whether the pack already exists. Raises UserError if `target` is something else."""
         if not self.target.exists():
             return False
-        found = _read_or_empty(self.target / PACK_INDEX)
-        if "left_out" in found:
-            self._see(len(self.data.views), found["left_out"])
-        if found != self._whole_index():
+        index = _read_or_empty(self.target / PACK_INDEX)
+        if "left_out" in index:
+            self._see(len(self.data.views), index["left_out"])
+        if index != self._whole_index():
             raise UserError(f"{self.target} is there already: remove it, or name another folder")
         return True
 

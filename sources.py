@@ -152,8 +152,8 @@ def settle(
     record. `new_models`: the run saves networks, so the models folder need not exist yet.
     Raises UserError if a folder does not exist or cannot be used.
     """
-    named = _named_data(job, data_dirs)
-    folders = [_rooms(job, quiet)] if named is None else named
+    given_dirs = _named_data(job, data_dirs)
+    folders = [_rooms(job, quiet)] if given_dirs is None else given_dirs
     models = Path(models_dir) if models_dir is not None else job.models_dir
     if new_models:  # fail now rather than after hours of training
         check_writable(models)
@@ -162,25 +162,25 @@ def settle(
     shipped = find_scale(SHIPPED, TRANSFERS.values())
     default = find_scale(models, TRANSFERS.values())
     if default is None:
-        default = shipped if shipped and named is None else Scale()
+        default = shipped if shipped and given_dirs is None else Scale()
     chosen = default.with_overrides(*scale)
     models_dirs = [models] + ([SHIPPED] if models_dir is None and chosen == shipped else [])
     log.info(
         "data: %s%s", ", ".join(map(str, folders)),
-        "" if named is not None else " (the embedded rooms; `data_dirs` DIR names other data)",
+        "" if given_dirs is not None else " (the embedded rooms; `data_dirs` DIR names other data)",
     )  # fmt: skip
     log.info(
         "networks: %s, weights from %s (`image_size`, `width`, `levels`, `models_dir` choose "
         "others)", chosen, ", then ".join(map(str, models_dirs)),
     )  # fmt: skip
-    return Sources(folders, models_dirs, chosen, embedded=named is None)
+    return Sources(folders, models_dirs, chosen, embedded=given_dirs is None)
 
 
 def _named_data(job: Job, data_dirs: Sequence[str] | None) -> list[Path] | None:
     """Return the given data folders, or the job's own; None if there are neither."""
     if data_dirs is None:
-        own = job.data_dir.is_dir() and find_buildings([job.data_dir])
-        return [job.data_dir] if own else None
+        has_data = job.data_dir.is_dir() and find_buildings([job.data_dir])
+        return [job.data_dir] if has_data else None
     folders = [Path(d) for d in data_dirs]
     for folder in folders:
         if not folder.is_dir():

@@ -60,10 +60,10 @@ def check_view(job: tuple[View, Sequence[str]]) -> Checked:
         if name in DEEP and not odd:
             shares[name] = float((values == 0).mean()), float((values == HOLE).mean())
     sizes = {name: values.shape[1::-1] for name, values in pixels.items()}
-    usual = Counter(sizes.values()).most_common(1)
+    most_common = Counter(sizes.values()).most_common(1)
     for name, size in sizes.items():
-        if size != usual[0][0]:
-            text = "{} × {} pixels, most of its view {} × {}".format(*size, *usual[0][0])
+        if size != most_common[0][0]:
+            text = "{} × {} pixels, most of its view {} × {}".format(*size, *most_common[0][0])
             findings[name].append(Finding("odd", str(view.path(TASKS[name])), text))
     sound = {name: values for name, values in pixels.items() if not findings[name]}
     return Checked(findings, shares, _axes(sound))

@@ -96,7 +96,7 @@ def find_places(data_dir: str | Path) -> list[Place]:
     if not data_dir.is_dir():
         raise UserError(f"no data folder {data_dir}")
     if pack := find_pack(data_dir):
-        return [Place(data_dir, PACKED, *where) for where in pack.places()]
+        return [Place(data_dir, PACKED, *key) for key in pack.places()]
     layout = find_layout(data_dir)
     if layout is None:
         return []
@@ -132,8 +132,8 @@ def _matches(folder: Path, template: str, folders: bool = False) -> Iterator[dic
         below = rest
         for name in names:
             below = below.replace(MARKS[name], names[name])
-        for more in _matches(child, below, folders) if rest else ({},):
-            yield names | more
+        for names_below in _matches(child, below, folders) if rest else ({},):
+            yield names | names_below
 
 
 def _children(folder: Path, head: str, folders: bool) -> Iterator[tuple[Path, dict[str, str]]]:
@@ -194,27 +194,27 @@ def find_views_and_tasks(
         }
         for place in _places_of(data_dirs, buildings)
     }  # fmt: skip
-    there = [task for task in wanted if _share_lacking(task, needed, names) <= TOLERATED]
-    tasks = (*needed, *there)
+    available = [task for task in wanted if _share_lacking(task, needed, names) <= TOLERATED]
+    tasks = (*needed, *available)
     views, seen, missing = [], 0, Counter[str]()
-    for place, found in names.items():
-        union = set().union(*(found[task] for task in tasks if task in found))
-        common = union.intersection(*(found.get(task, set()) for task in tasks))
+    for place, names_by_task in names.items():
+        union = set().union(*(names_by_task[task] for task in tasks if task in names_by_task))
+        common = union.intersection(*(names_by_task.get(task, set()) for task in tasks))
         seen += len(union)
         for task in tasks:
-            if lacking := len(union - found.get(task, set())):
-                missing[f"{task} in {place.building}"] += lacking
+            if incomplete := len(union - names_by_task.get(task, set())):
+                missing[f"{task} in {place.building}"] += incomplete
         views += [place.view(name) for name in sorted(common, key=_natural)]
-    where = ", ".join(map(str, data_dirs))
+    folders = ", ".join(map(str, data_dirs))
     if not seen:
         example = tasks[0].path(Path(data_dirs[0]), "BUILDING", "point_0_view_0")
-        raise UserError(f"no views under {where} (looked for files like {example})")
-    lacking = seen - len(views)
-    if lacking:
+        raise UserError(f"no views under {folders} (looked for files like {example})")
+    incomplete = seen - len(views)
+    if incomplete:
         kinds = ", ".join(f"{name}: {count}" for name, count in missing.most_common(4))
         kinds += f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        text = f"{lacking} of {seen} views under {where} lack a domain ({kinds})"
-        if not views or (lacking > TOLERATED * seen and not allow_missing):
+        text = f"{incomplete} of {seen} views under {folders} lack a domain ({kinds})"
+        if not views or (incomplete > TOLERATED * seen and not allow_missing):
             hint = f"; `allow_missing` goes on with the other {len(views)}" if views else ""
             raise UserError(text + hint)
         log.warning("%s; going on with the other %s", text, len(views))
@@ -228,12 +228,12 @@ def _share_lacking(
     names: Mapping[Place, Mapping[ImageTask, set[str]]],
 ) -> float:
     """Return the share of views that lack this task, among those with all needed tasks."""
-    total = lacking = 0
-    for found in names.values():
-        common = set.intersection(*(found[other] for other in needed))
+    total = missing = 0
+    for names_by_task in names.values():
+        common = set.intersection(*(names_by_task[other] for other in needed))
         total += len(common)
-        lacking += len(common - found.get(task, set()))
-    return lacking / total if total else 0.0
+        missing += len(common - names_by_task.get(task, set()))
+    return missing / total if total else 0.0
 
 
 def _places_of(data_dirs: Sequence[str | Path], buildings: Sequence[str]) -> list[Place]:

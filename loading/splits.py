@@ -28,8 +28,8 @@ def split_buildings(
     places = [place for folder in data_dirs for place in find_places(folder)]
     if not places:
         known = ", ".join(LAYOUTS)
-        where = ", ".join(map(str, data_dirs))
-        raise UserError(f"no building under {where} in a layout known here ({known})")
+        folders = ", ".join(map(str, data_dirs))
+        raise UserError(f"no building under {folders} in a layout known here ({known})")
     available = sorted({place.building for place in places})
     files = [Path(split)] if split else sorted((ROOT / "config").glob("split*.txt"))
     splits = [] if split else [_folders_split(places)]

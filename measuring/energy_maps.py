@@ -39,8 +39,8 @@ def pixel_energy(parts: Mapping[str, Tensor], by: Mapping | None = None) -> Tens
     """
     if by is None:
         return torch.stack(list(parts.values())).mean(dim=0)
-    known = {domain: by["columns"][straight_loss(domain)] for domain in parts}
-    terms = [(m - known[d]["mean"]) / known[d]["deviation"] for d, m in parts.items()]
+    statistics = {domain: by["columns"][straight_loss(domain)] for domain in parts}
+    terms = [(m - statistics[d]["mean"]) / statistics[d]["deviation"] for d, m in parts.items()]
     return torch.stack(terms).mean(dim=0)
 
 

@@ -116,8 +116,8 @@ def load_predictor(
     if stands_in or model == "rooms":
         folder = DEMO_MODELS
         paths = _checkpoints(folder, target, variants)
-    if lacking := _names_of_missing(paths, target, variants):
-        raise UserError(f"no {lacking} in {folder}: {_ways(task)}")
+    if still_missing := _names_of_missing(paths, target, variants):
+        raise UserError(f"no {still_missing} in {folder}: {_ways(task)}")
     scales = {recorded_scale(path) for path in paths.values()}
     if len(scales) > 1:
         raise UserError(f"{', '.join(map(str, paths.values()))} are of different scales")

@@ -69,7 +69,7 @@ def shifted(images: Tensor, shift: Shift, first: int) -> Tensor:
     result = []
     for number, image in enumerate(images, start=first):
         rng = np.random.default_rng(number)
-        # Values are n / 255. Adding half a step prevents that truncation yields n − 1.
+        # Values are n / 255. Adding half a step keeps truncation from yielding n − 1.
         picture = to_image(image + 0.5 / 255)
         result.append(TF.to_tensor(SHIFTS[kind][0](picture, level, rng)))
     return torch.stack(result)

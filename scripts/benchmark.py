@@ -129,8 +129,8 @@ def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> s
 def write_report(target: Path, text: str, setup: Setup) -> None:
     """Replace the section of this setup in the file by the report. Keep the other sections."""
     heading = f"## {setup.device.type}, {setup.how}: {setup.scale}, batch {setup.batch_size}\n"
-    before = target.read_text() if target.exists() else "# Benchmarks\n"
-    sections = [s for s in re.split(r"(?m)^(?=## )", before) if not s.startswith(heading)]
+    previous = target.read_text() if target.exists() else "# Benchmarks\n"
+    sections = [s for s in re.split(r"(?m)^(?=## )", previous) if not s.startswith(heading)]
     others = [section.rstrip() + "\n\n" for section in sections]
     write_atomically(target, lambda path: path.write_text("".join([*others, heading, "\n", text])))
 

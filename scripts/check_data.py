@@ -50,7 +50,7 @@ def main(
     places = _places(data_dir, buildings)
     tasks = _tasks(domains)
     names = {place: {task: place.view_names(task) for task in tasks} for place in places}
-    absent = [t for t in tasks if not any(found[t] for found in names.values())]
+    absent = [t for t in tasks if not any(views_by_task[t] for views_by_task in names.values())]
     tasks = [task for task in tasks if task not in absent]
     if not tasks:
         raise UserError(f"no files of {', '.join(map(str, absent))} under {data_dir}")
@@ -125,14 +125,14 @@ def _report(
             findings = [f for view in checked for f in view.findings.get(task.name, ())]
             findings += axes if task.name == "normal" else []
             kinds = Counter(finding.kind for finding in findings)
-            lacking = len(union - names[place][task])
-            missing += lacking
+            missing_here = len(union - names[place][task])
+            missing += missing_here
             listed += findings
             opened = sum(task.name in view.findings for view in checked)
             shares = [view.shares[task.name] for view in checked if task.name in view.shares]
             means = [f"{mean:.1%}" for mean in np.mean(shares, axis=0)] if shares else ["", ""]
             building = "/".join(filter(None, (place.part, place.building)))
-            counts = len(names[place][task]), lacking, opened, kinds["broken"], kinds["odd"]
+            counts = len(names[place][task]), missing_here, opened, kinds["broken"], kinds["odd"]
             rows.append([building, task.name, *map(str, counts), *means])
     print("\n" + text_table(head, rows, left=2) + "\n")
     for finding in listed[:show]:

@@ -155,10 +155,10 @@ def report_queries(folder: Path, paths: Sequence[Path], table: Table, reference:
 
     The rank is the share of the labelled views with less energy.
     """
-    statistics, known = reference
+    statistics, labelled = reference
     z = standardised(table, statistics)
     write_csv(folder / "energy_query.csv", {"image": [str(p) for p in paths], **table, **z})
-    x, y = known["normalized_energy"], known["normalized_error"]
+    x, y = labelled["normalized_energy"], labelled["normalized_error"]
     energies = z["normalized_energy"]
     queries = {str(p): e for p, e in zip(paths, energies, strict=True)}
     r, rho = pearson(x, y), spearman(x, y)

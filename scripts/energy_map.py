@@ -66,7 +66,7 @@ def main(
         raise UserError("`img_path` names an image, or a folder of images")
     check_positive(batch_size=networks.batch_size, white=white)
     check_precision(networks.precision)
-    by = read_statistics(Path(statistics)) if statistics else None
+    reference = read_statistics(Path(statistics)) if statistics else None
     images = ImageFiles(img_path)
     job = read_job()
     folder = make_folder(Path(output_path) if output_path else job.results_dir / "energy_map")
@@ -85,10 +85,10 @@ def main(
         inputs = torch.stack([tensors[0] for _, tensors in batch]).to(device)
         with forward_only(device, networks.precision):
             normals, parts = predict(graph, inputs)
-            energies = pixel_energy(parts, by)
-        for i, (path, (_, shown)) in enumerate(batch):
-            low, high = limits(energies[i], white, standardise=by is not None)
-            columns = {"input": shown, "normal": normals[i]}
+            energies = pixel_energy(parts, reference)
+        for i, (path, (_, display)) in enumerate(batch):
+            low, high = limits(energies[i], white, standardise=reference is not None)
+            columns = {"input": display, "normal": normals[i]}
             columns["energy"] = shaded(energies[i], low, high)
             if per_path:
                 columns |= {d: shaded(m[i], 0, top_of(m[i], white)) for d, m in parts.items()}

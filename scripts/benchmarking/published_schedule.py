@@ -63,8 +63,8 @@ class PublishedStep:
         sampled = {}
         for label, path in paths.items():
             path = tuple(path)
-            known = values.get(path)  # complete paths only; shared prefixes are recomputed
-            sampled[label] = self._value(path, leaves, values) if known is None else known
+            computed = values.get(path)  # complete paths only; shared prefixes are recomputed
+            sampled[label] = self._value(path, leaves, values) if computed is None else computed
         return evaluate_losses(self.config, [name], sampled)[name].mean()
 
     def _value(
@@ -72,7 +72,7 @@ class PublishedStep:
     ) -> Tensor:
         if len(path) == 1:
             return leaves[path[0]]
-        before = self._value(path[:-1], leaves, values)
+        inputs = self._value(path[:-1], leaves, values)
         network: nn.Module = self.graph.network((path[-2], path[-1]))
-        computed = checkpoint(network, before, use_reentrant=True)
+        computed = checkpoint(network, inputs, use_reentrant=True)
         return values.setdefault(path, computed)

@@ -49,8 +49,8 @@ class Setup:
     @property
     def how(self) -> str:
         """The precision and further options, as text."""
-        more = [name for name in ("compile", "channels_last") if getattr(self, name)]
-        return ", ".join([self.precision, *more])
+        options = [name for name in ("compile", "channels_last") if getattr(self, name)]
+        return ", ".join([self.precision, *options])
 
 
 # ---- timing -------------------------------------------------------------------------
@@ -205,14 +205,16 @@ def cost_table(setup: Setup) -> list[Row]:
     step = own_step(setup, build(setup))
     rows: list[Row] = [("k", "batch", "s/step", "the straight line says")]
     wide = replace(setup, batch_size=4 * setup.batch_size)
-    whole = random_batch(wide)
+    largest_batch = random_batch(wide)
     counts = sorted({0, 1, 2, 4, len(names)} & set(range(len(names) + 1)))
     k_cases = [(k, setup.batch_size) for k in counts]
     batch_cases = [(min(2, len(names)), setup.batch_size * factor) for factor in (1, 2, 4)]
     for group, variable in ((k_cases, 0), (batch_cases, 1)):
         functions = {}
         for k, size in group:
-            batch = Batch({name: value[:size] for name, value in whole.items()}, range(size))
+            batch = Batch(
+                {name: value[:size] for name, value in largest_batch.items()}, range(size)
+            )
             functions[str((k, size))] = lambda b=batch, k=k: step(b, names[:k])
         seconds = alternating(functions, setup.repeats, setup.device)
         medians = [statistics.median(seconds[str(case)]) for case in group]
