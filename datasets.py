@@ -1,6 +1,6 @@
-"""Views → tuples of tensors, one tensor a task; tuples → batches on a device.
+"""Data sets of views (one tensor per task), and batches of them on a device.
 
-Which views a folder has, `loading.layouts` finds.
+`loading.layouts` finds the views of a data folder.
 """
 
 import random
@@ -24,12 +24,12 @@ from loading.packs import PACKED, Pack, find_pack
 from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
 from utils import UserError
 
-CROP_SHARE = (358 / 512, 1.0)  # of a file's side; the published crop is 358 … 512 of 512
-JITTER = 0.4, 0.4, 0.4, 0.1  # brightness, contrast, saturation, hue
+CROP_SHARE = (358 / 512, 1.0)  # range of crop side / image side; published: 358 … 512 of 512
+JITTER = 0.4, 0.4, 0.4, 0.1  # strength for brightness, contrast, saturation, hue
 
 
 def check_loading(num_workers: int | None, max_bad_fraction: float) -> None:
-    """Raise UserError for a number of processes, or a share of bad views, that cannot be."""
+    """Raise UserError if the number of workers or the share of bad views is out of range."""
     if num_workers is not None and num_workers < 0:
         raise UserError(f"`num_workers` has to be 0 or more, not {num_workers}")
     if not 0 <= max_bad_fraction <= 1:
@@ -40,13 +40,13 @@ def check_loading(num_workers: int | None, max_bad_fraction: float) -> None:
 
 
 class TaskDataset(Dataset):
-    """Views as tuples of tensors, one (C, S, S) float32 tensor a task.
+    """A data set of views. A sample is a tuple with one (C, S, S) float32 tensor per task.
 
-    `keep` holds what was loaded in memory: for sets of few bytes, loaded by one process.
-    UserError where the views are in a pack that cannot serve the tasks at that size.
+    `keep` caches loaded views in memory, for small data sets without worker processes.
+    Raises UserError if the views are in a pack that lacks a task or has another image size.
     """
 
-    encoded = False  # whether what `ImageTask.encode` gives is loaded, not the domain's values
+    encoded = False  # True: samples are results of `ImageTask.encode`, not decoded values
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class TaskDataset(Dataset):
         self.image_size = image_size
         self._kept: dict[View, tuple[Tensor, ...]] | None = {} if keep else None
         folders = {view.data_dir for view in views if view.layout == PACKED}
-        found = {folder: find_pack(folder) for folder in sorted(folders)}
-        self.packs: dict[Path, Pack] = {f: pack for f, pack in found.items() if pack}
+        packs = {folder: find_pack(folder) for folder in sorted(folders)}
+        self.packs: dict[Path, Pack] = {f: pack for f, pack in packs.items() if pack}
         for pack in self.packs.values():
             pack.check(self.tasks, image_size)
 
@@ -70,19 +70,19 @@ class TaskDataset(Dataset):
 
     @property
     def keeps(self) -> bool:
-        """Whether what was loaded stays in memory."""
+        """Whether loaded views are cached in memory."""
         return self._kept is not None
 
     @property
     def bytes(self) -> int:
-        """The size of all its tensors."""
+        """The size of all tensors of the data set as float32."""
         return len(self) * sum(task.channels for task in self.tasks) * self.image_size**2 * 4
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return self.load(self.views[index])
 
     def load(self, view: View) -> tuple[Tensor, ...]:
-        """The tensors of a view, not augmented."""
+        """Load the tensors of a view, without augmentation."""
         if self._kept is None:
             return self._read(view)
         if view not in self._kept:
@@ -90,55 +90,56 @@ class TaskDataset(Dataset):
         return self._kept[view]
 
     def load_near(self, number: int) -> tuple[Tensor, ...]:
-        """The tensors of that view or, where it is bad, of the next good one."""
+        """Load the view of that number or, if it cannot be loaded, the next one that can."""
         return first_good(lambda n: self.load(self.views[n]), number, len(self))[0]
 
     def _read(
         self, view: View, share: float | None = None, jitter: ColourJitter | None = None
     ) -> tuple[Tensor, ...]:
-        """The tensors of a view, of the centre square of `share` of its side if given.
+        """Load the tensors of a view.
 
-        Raises BadView naming all of its files that cannot be read, are in the wrong
-        encoding or of another size than most of the view's.
+        If `share` is given, the image is first centre-cropped to that share of its shorter
+        side. Raises BadView, which lists all files that cannot be read, have the wrong
+        encoding, or differ in size from most files of the view.
         """
         if view.data_dir in self.packs:
             pack = self.packs[view.data_dir]
             return pack.load(self.tasks, view.part, view.building, view.name)
         tensors: dict[ImageTask, Tensor] = {}
         sizes: dict[str, tuple[int, int]] = {}
-        bad: dict[str, str] = {}
-        with ExitStack() as opened:
-            files: dict[str, Image.Image] = {}  # each is opened and decoded once
+        reasons: dict[str, str] = {}
+        with ExitStack() as stack:
+            files: dict[str, Image.Image] = {}  # tasks may share a file: open it only once
             for task in self.tasks:
                 path = str(view.path(task))
-                if path in bad:
+                if path in reasons:
                     continue
                 try:
                     if path not in files:
-                        files[path] = opened.enter_context(open_file(path, self.image_size))
+                        files[path] = stack.enter_context(open_file(path, self.image_size))
                         sizes[path] = files[path].size
                     crop = None if share is None else round(share * min(sizes[path]))
                     values = task.encode(files[path], self.image_size, crop, jitter)
                     tensors[task] = values if self.encoded else task.decode(values)
                 except READ_ERRORS as error:
-                    bad[path] = reason_of_file(error, path)
-        usual = Counter(sizes.values()).most_common(1)
+                    reasons[path] = reason_of_file(error, path)
+        most_common = Counter(sizes.values()).most_common(1)
         for path, size in sizes.items():
-            if size != usual[0][0]:
+            if size != most_common[0][0]:
                 text = "it is {} × {} pixels, most of its view are {} × {}"
-                bad.setdefault(path, text.format(*size, *usual[0][0]))
-        if bad:
-            raise BadView(bad)
+                reasons.setdefault(path, text.format(*size, *most_common[0][0]))
+        if reasons:
+            raise BadView(reasons)
         return tuple(tensors[task] for task in self.tasks)
 
 
 class TrainTaskDataset(TaskDataset):
     """A TaskDataset with the published augmentation, indexed by (draw, view).
 
-    With probability ½ a centre crop of 70 … 100 % of the file's side, the same for all
-    domains of the view (an invalid pixel stays one: nothing is interpolated twice);
-    with probability ½ colour jitter, of rgb alone. Both follow from (seed, draw) alone,
-    so neither the number of workers nor their order matters.
+    With probability ½, all domains of the view are centre-cropped to 70 … 100 % of the
+    image's side. The crop happens before the only resize, so invalid pixels are not
+    interpolated a second time. With probability ½, colour jitter is applied to rgb. Both
+    depend only on (seed, draw), so the workers' number and order do not matter.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class TrainTaskDataset(TaskDataset):
 
 
 def draw_jitter(rng: random.Random) -> ColourJitter:
-    """One draw of the published colour jitter."""
+    """Sample the published colour jitter."""
     order = rng.sample(range(4), 4)
     *factors, hue = JITTER
     brightness, contrast, saturation = (rng.uniform(1 - f, 1 + f) for f in factors)
@@ -183,11 +184,11 @@ def draw_jitter(rng: random.Random) -> ColourJitter:
 
 
 class _Tolerant(Dataset):
-    """A data set whose samples say what they are: (tensors, view, bad views met).
+    """Wraps a data set to handle bad views, i.e. views that cannot be loaded.
 
-    Indexed by (draw, view), a bad view is replaced by the next good one, whatever process
-    asks; indexed by view alone it is left out: its tensors are None. Bad views are
-    (view, files), and views numbers.
+    Samples are (tensors, view number, bad views); each bad view is (view number, files).
+    Indexed by (draw, view number), a bad view is replaced by the next good one. Indexed by
+    view number only, a bad view is left out: its tensors are None.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -205,15 +206,16 @@ class _Tolerant(Dataset):
 
 
 def _collate(samples: list[tuple]) -> tuple[list[Tensor] | None, list[int], list[Bad], int]:
-    """The good samples as a batch (None where there are none), their views, the bad, the count."""
-    good = [(tensors, view) for tensors, view, _ in samples if tensors is not None]
-    bad = [view for _, _, views in samples for view in views]
+    """Collate samples of `_Tolerant` to (batch of the good ones or None, their views,
+    bad views, number of samples)."""
+    good = [(tensors, number) for tensors, number, _ in samples if tensors is not None]
+    bad = [number for _, _, bad_views in samples for number in bad_views]
     batch = default_collate([tensors for tensors, _ in good]) if good else None
-    return batch, [view for _, view in good], bad, len(samples)
+    return batch, [number for _, number in good], bad, len(samples)
 
 
 class Batch(dict):
-    """{task name: (B, C, S, S)}, and in `views` the numbers of its views in their data set."""
+    """{task name: (B, C, S, S)}. `views` are the numbers of its views in their data set."""
 
     def __init__(self, values: Mapping[str, Tensor], views: Sequence[int] = ()) -> None:
         super().__init__(values)
@@ -221,11 +223,12 @@ class Batch(dict):
 
 
 class EndlessSampler(Sampler):
-    """Batches of (draw, index) for ever: every index once, in a new order each time round.
+    """Yields batches of (draw, index) without end, in a new random order in every pass.
 
-    The order follows from `seed` alone. Begins after the first `start` batches. Of
-    `count` processes that train as one, the one numbered `rank` gets its part of each
-    batch of `count` × `batch_size`: together they see what one would with that batch.
+    The order depends only on `seed`. The first `start` batches are skipped. In distributed
+    training, the process `rank` of `count` gets its part of each global batch of `count` ×
+    `batch_size`. So all processes together see the same batches as a single process would
+    with the global batch size.
     """
 
     def __init__(
@@ -243,9 +246,9 @@ class EndlessSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         draws = self._draws(self.start * self.batch_size * self.count)
         while True:
-            together = list(islice(draws, self.batch_size * self.count))
-            mine = self.rank * self.batch_size
-            yield together[mine : mine + self.batch_size]
+            global_batch = list(islice(draws, self.batch_size * self.count))
+            start = self.rank * self.batch_size
+            yield global_batch[start : start + self.batch_size]
 
     def _draws(self, first: int) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -260,14 +263,15 @@ class EndlessSampler(Sampler):
 
 
 class Reality:
-    """A named source of batches on a device.
+    """A named source of batches on a device (the name is a data split, e.g. "train").
 
-    Iterating gives every view once in order (`endless` false, the last batch may be
-    short) or batches without end in random order. Of `count` processes that work
-    together, each gets its share of the batches. A view that cannot be loaded is left
-    out of the former and replaced by the next good one in the latter, which follows from
-    (seed, draw) alone. `bad` keeps account of such views, and raises UserError where more
-    than `max_bad_fraction` of the views seen so far are bad.
+    If `endless`, iterating yields batches in random order without end. Otherwise it yields
+    every view once, in order; the last batch may be smaller. With several processes, each of
+    the `count` gets its share of the batches.
+
+    A view that cannot be loaded is replaced by the next good one if `endless`, which depends
+    only on (seed, draw). Otherwise it is left out. `bad` counts such views, and raises
+    UserError if they exceed `max_bad_fraction` of the views seen so far.
     """
 
     def __init__(
@@ -305,15 +309,15 @@ class Reality:
         )
 
     def __len__(self) -> int:
-        """Batches in one pass over the views, those of the other processes included."""
+        """The number of batches in one pass over the views, summed over all processes."""
         return -(-len(self.dataset) // self.batch_size)
 
     def begin(self, batch: int) -> None:
-        """Have the next iteration begin after that many batches."""
+        """Skip that many batches in the next iteration."""
         self.batches.start = batch
 
     def sample(self, rows: int) -> Batch:
-        """At most that many views as a batch, evenly spaced, not augmented."""
+        """Return a batch of at most `rows` evenly spaced views, without augmentation."""
         data, count = self.dataset, min(rows, len(self.dataset))
         samples = [data.load_near(i * len(data) // count) for i in range(count)]
         return self._batch(default_collate(samples))
@@ -330,17 +334,17 @@ class Reality:
                 yield self._batch(tensors, views)
 
     def _fetched(self) -> Iterator[tuple[list[Tensor] | None, list[int], list, int]]:
-        """What the loader gives, its errors in one sentence each."""
-        fetcher = _quiet_about_workers(lambda: iter(self.loader))
+        """Iterate over the loader. Its errors are shortened to one sentence."""
+        iterator = _quiet_about_workers(lambda: iter(self.loader))
         while True:
             try:
-                fetched = next(fetcher, None)
+                fetched = next(iterator, None)
             except UserError as error:
-                # A worker's error arrives with its traceback in front of the sentence.
+                # The message of a worker's error starts with the worker's traceback.
                 sentence = str(error).strip().splitlines()[-1]
                 raise UserError(sentence.removeprefix("utils.UserError: ")) from None
             except (RuntimeError, EOFError, ConnectionError) as error:
-                # The end of a worker shows as the last two while it hands a batch over.
+                # EOFError and ConnectionError: a worker ended while it sent a batch.
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__
@@ -354,15 +358,15 @@ class Reality:
 
 
 def _quiet_about_workers(start: Callable[[], Iterator]) -> Iterator:
-    """What `start` gives, a loader's iterator, without its handler for a worker's end.
+    """Call `start`, which creates a DataLoader's iterator, without installing its SIGCHLD handler.
 
-    That raises an error wherever the main process stands, in the middle of a step maybe;
-    without it, the loader itself finds out at the next fetch, within seconds.
+    When a worker dies, the handler would raise an error anywhere in the main process, perhaps
+    in the middle of a step. Without it, the loader notices at the next fetch, within seconds.
     """
     if threading.current_thread() is not threading.main_thread():
         return start()
-    before = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
         return start()
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, handler)

@@ -1,4 +1,4 @@
-"""Predict normals, depth or reshading of any image, by the baseline and the consistent network.
+"""Predict normals, depth or reshading of images with the baseline and the consistency network.
 
 python demo.py --task normal --img_path assets/room.png --output_path results/demo
 """
@@ -96,7 +96,7 @@ def write_predictions(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """Write {name}_{task}_{variant}.png of each image, and with `compare` all side by side."""
+    """Write {name}_{task}_{variant}.png for each image; `compare` adds all side by side."""
     names = images.result_names(folder, [f"_{task}_{kind}.png" for kind in (*VARIANTS, "compare")])
 
     def read(path: Path) -> tuple[Tensor, ...]:
@@ -107,13 +107,13 @@ def write_predictions(
         inputs = torch.stack([tensors[0] for _, tensors in batch])
         with forward_only(predictor.device, precision):
             predictions = predictor.predict(inputs.to(predictor.device), size)
-        for i, (path, (_, shown)) in enumerate(batch):
+        for i, (path, (_, display)) in enumerate(batch):
             stem = f"{names[path]}_{task}"
             columns = {variant: values[i] for variant, values in predictions.items()}
             for variant, values in columns.items():
                 write_png(to_image(values), folder / f"{stem}_{variant}.png")
             if compare:
-                write_png(side_by_side(shown, columns), folder / f"{stem}_compare.png")
+                write_png(side_by_side(display, columns), folder / f"{stem}_compare.png")
 
 
 if __name__ == "__main__":

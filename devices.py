@@ -1,9 +1,9 @@
-"""Where and how networks compute: device, precision, compilation, several processes.
+"""Device, numerical precision, compilation and distributed training.
 
-Several processes that train as one are what `torchrun` starts, on any number of machines.
-Each process ("rank") computes its share of a batch; gradients are averaged before their
-sizes are measured, so weights, choices and updates are those of one process with the
-whole batch. A process on its own is the only rank of one.
+`torchrun` starts the processes ("ranks") of distributed training, on one or more machines.
+Each rank computes its share of a batch. Gradients are averaged over the ranks before their
+norms are measured. So loss weights, choices and updates equal those of a single process with
+the whole batch. Without `torchrun`, there is one process, with rank 0 of 1.
 """
 
 import datetime
@@ -22,49 +22,49 @@ from torch import Tensor, nn
 
 from utils import UserError, check_one_of
 
-WAIT = datetime.timedelta(minutes=30)  # for the first rank to render rooms, say
+WAIT = datetime.timedelta(minutes=30)  # timeout; long enough for rank 0 to render the rooms
 
 # ---- one device ---------------------------------------------------------------------
 
 
 def choose_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+    """Return the first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def default_forward_batch(device: torch.device) -> int:
-    """Images at a time where nothing is trained."""
+    """Return the default batch size for inference."""
     return 16 if device.type == "cuda" else 2
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free on the device for this process; 0 where that cannot be told.
+    """Return the free memory of the device in bytes; 0 if unknown.
 
-    Processes of one machine that train together share its memory equally.
+    For the CPU, this is an equal share for each process that torchrun started on this machine.
     """
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _first_number("/proc/meminfo", r"MemAvailable:\s+(\d+) kB") * 2**10
-    limit = _first_number("/sys/fs/cgroup/memory.max", r"^(\d+)$")  # of a container
+    limit = _first_number("/sys/fs/cgroup/memory.max", r"^(\d+)$")  # limit of a container
     if limit:
         free = min(free, limit - _first_number("/sys/fs/cgroup/memory.current", r"^(\d+)$"))
-    return max(0.0, free) / sharing
+    return max(0.0, free) / processes
 
 
 def _first_number(file: str, pattern: str) -> int:
-    """The number that the pattern finds in a file of the system; 0 where there is none."""
+    """Return the number matched by the pattern in a system file; 0 if there is none."""
     try:
-        found = re.search(pattern, Path(file).read_text(), re.MULTILINE)
+        match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
     except OSError:
         return 0
-    return int(found[1]) if found else 0
+    return int(match[1]) if match else 0
 
 
 # ---- precision ----------------------------------------------------------------------
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# In training, float16 would lose small gradients.
+# float16 is excluded because small gradients would underflow.
 TRAINING_PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -77,11 +77,11 @@ def check_precision(precision: str, known: Sequence[str] = tuple(PRECISIONS)) ->
 def numerical_precision(device: torch.device, precision: str = "fp32") -> Iterator[None]:
     """Numerical precision of the forward and backward pass, one of `PRECISIONS`.
 
-    fp32 is exact on every device: on a GPU cuDNN would otherwise round its inputs to
-    TensorFloat-32. bf16 and fp16 keep weights, norms and sums in float32 (autocast).
+    fp32 disables TensorFloat-32, to which cuDNN would otherwise round its inputs. bf16 and
+    fp16 use autocast, which keeps weights, normalisation and sums in float32.
     """
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    previous = [backend.fp32_precision for backend in backends]
     dtype = PRECISIONS[precision]
     try:
         for backend in backends:
@@ -89,13 +89,13 @@ def numerical_precision(device: torch.device, precision: str = "fp32") -> Iterat
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
+        for backend, value in zip(backends, previous, strict=True):
             backend.fp32_precision = value
 
 
 @contextmanager
 def forward_only(device: torch.device, precision: str = "fp32") -> Iterator[None]:
-    """Inference mode at that precision, one of `PRECISIONS`."""
+    """Inference mode (no gradients) at the given precision, one of `PRECISIONS`."""
     with torch.inference_mode(), numerical_precision(device, precision):
         yield
 
@@ -104,34 +104,37 @@ def forward_only(device: torch.device, precision: str = "fp32") -> Iterator[None
 
 
 def parallelised(network: nn.Module) -> nn.Module:
-    """The network on all of the machine's GPUs, where there are several and one process."""
+    """Wrap the network in DataParallel if a single process has several GPUs."""
     if torch.cuda.device_count() > 1 and not dist.is_initialized():
         return nn.DataParallel(network)
     return network
 
 
 def compile_networks(networks: Iterable[nn.Module]) -> None:
-    """Compile the networks in place (torch.compile), such that several backward passes can
-    follow one forward pass.
+    """Compile the networks in place (torch.compile).
 
-    Raises UserError where one process has several GPUs.
+    Several backward passes through one forward pass remain possible. Raises UserError if
+    one process has several GPUs.
     """
     if torch.cuda.device_count() > 1 and not dist.is_initialized():
         raise UserError(
             "`compile` takes one GPU a process: CUDA_VISIBLE_DEVICES=0, or torchrun for several"
         )
-    # A donated buffer is freed by the first backward pass.
+    # Donated buffers are freed by the first backward pass, so a second one would fail.
     torch._functorch.config.donated_buffer = False
     for network in networks:
         network.compile()
 
 
-# ---- several processes --------------------------------------------------------------
+# ---- distributed training -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number and how many there are. `hosts` carries messages between CPUs."""
+    """This process's rank and the number of processes.
+
+    `hosts` is the process group for communication between CPUs (None: the default group).
+    """
 
     rank: int = 0
     count: int = 1
@@ -139,15 +142,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def averaged(
         self, gradients: Iterable[tuple[str, list[Tensor]]]
     ) -> Iterator[tuple[str, list[Tensor]]]:
-        """Each named gradient, averaged over the ranks, in turn.
+        """Yield each named gradient, averaged over the ranks.
 
-        One is sent while the next is computed.
+        Communication of one gradient overlaps with the computation of the next.
         """
         if self.count == 1:
             yield from gradients
@@ -163,12 +166,12 @@ class Ranks:
             yield _received(*in_flight)
 
     def average(self, value: Tensor) -> Tensor:
-        """The mean of the ranks' tensors, on every rank."""
+        """Return the mean of the ranks' tensors, on every rank."""
         ((_, (mean,)),) = self.averaged([("", [value])])
         return mean
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers. Waits for the other ranks, not for a GPU."""
+        """Return the maximum of the ranks' numbers, without synchronising a GPU."""
         if self.count == 1:
             return number
         largest = torch.tensor([number])
@@ -176,7 +179,7 @@ class Ranks:
         return int(largest)
 
     def gathered(self, value: object) -> list:
-        """Every rank's value, on every rank, in order of rank."""
+        """Return the list of all ranks' values, on every rank."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -184,16 +187,16 @@ class Ranks:
         return values
 
     def from_first(self, value: object) -> Any:
-        """The first rank's value, on every rank."""
+        """Return rank 0's value, on every rank."""
         return self.gathered(value if self.first else None)[0]
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until all ranks have called this method."""
         self.gathered(None)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """The first rank runs the block; the others run it when the first is done."""
+        """Run the block on rank 0 first, then on the other ranks."""
         if not self.first:
             self.wait()
         yield
@@ -208,9 +211,11 @@ def _received(name: str, gradient: list[Tensor], flat: Tensor, work: Any) -> tup
 
 
 def start_ranks() -> tuple[Ranks, torch.device]:
-    """The ranks that torchrun's environment names, and this one's device.
+    """Initialise distributed training if torchrun started this process.
 
-    NCCL between GPUs, gloo between CPUs. Only the first rank prints to standard output.
+    Returns the ranks and this rank's device. The backend is NCCL for GPUs and gloo for CPUs.
+    Standard output is disabled on all ranks but rank 0. Raises UserError if there are more
+    processes than GPUs.
     """
     if "RANK" not in os.environ or not dist.is_torchelastic_launched():
         return Ranks(), choose_device()
@@ -234,6 +239,6 @@ def start_ranks() -> tuple[Ranks, torch.device]:
 
 
 def stop_ranks() -> None:
-    """End the connection between the ranks."""
+    """Shut down distributed training."""
     if dist.is_initialized():
         dist.destroy_process_group()

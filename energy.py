@@ -1,7 +1,7 @@
-"""Energy configurations, their losses, the balance and the choice among them.
+"""Energy configurations, losses, gradient balancing, and the choice of perceptual losses.
 
 Everything below the configurations is a pure function of tensors or numbers.
-Definition of each formula: docs/implementation.md.
+docs/implementation.md defines each formula.
 """
 
 import random
@@ -14,21 +14,24 @@ from torch import Tensor, nn
 from task_configs import TASKS
 from utils import UserError, nearest
 
-# ---- a loss: its kind, its domain, its pairs ----------------------------------------
+# ---- losses of a configuration: kind, domain, pairs of paths ------------------------
 #
-# Configurations name their losses as published. What a name means is decided here and
-# nowhere else.
+# Losses have the published names. Only this section interprets them.
 
 DIRECT, PERCEPTUAL, YARDSTICK = "direct", "perceptual", "yardstick"
 _PERCEPTUAL_PREFIX, _DIRECT_PREFIX = "percep_", "direct_"
 
 
 class Loss(NamedTuple):
-    """A loss of a configuration on one reality.
+    """A loss of a configuration on one reality (data split).
 
-    `kind` is "direct" (against a truth), "perceptual" (through a domain) or "yardstick"
-    (the direct loss that a perceptual one's win rate compares with). `domain` is where the
-    first pair is compared, `pairs` are the names of the paths that have to agree.
+    `kind` is one of
+    - "direct": prediction against ground truth,
+    - "perceptual": prediction and ground truth, both mapped to another domain,
+    - "yardstick": the direct loss with which a perceptual loss is compared for its win rate.
+
+    `domain` is the domain in which the first pair is compared. `pairs` are the names of the
+    paths that should agree.
     """
 
     name: str
@@ -38,14 +41,14 @@ class Loss(NamedTuple):
 
 
 def loss_of(config: Mapping, name: str, reality: str = "train") -> Loss:
-    """The loss of that name."""
+    """Return the loss called `name`."""
     pairs = loss_pairs(config, name, reality)
     domain = config["paths"][pairs[0][0]][-1] if pairs else ""
     return Loss(name, loss_kind(config["losses"], name), domain, pairs)
 
 
 def loss_kind(losses: Iterable[str], name: str) -> str:
-    """The kind of the loss called `name`, among the losses of a configuration."""
+    """Return the kind of the loss called `name`; `losses` are all losses of the configuration."""
     if is_perceptual(name):
         return PERCEPTUAL
     if name.startswith(_DIRECT_PREFIX) and _PERCEPTUAL_PREFIX + loss_name(name) in losses:
@@ -59,53 +62,57 @@ def is_perceptual(name: str) -> bool:
 
 
 def loss_name(name: str) -> str:
-    """How flags call a loss: "curv" for "percep_curv"."""
+    """Return the name used in flags: percep_curv → curv."""
     return name.removeprefix(_PERCEPTUAL_PREFIX).removeprefix(_DIRECT_PREFIX)
 
 
 def yardstick_of(name: str) -> str:
-    """The yardstick of a perceptual loss: percep_curv → direct_curv."""
+    """Return the yardstick of a perceptual loss: percep_curv → direct_curv."""
     return _DIRECT_PREFIX + loss_name(name)
 
 
 def straight_loss(domain: str) -> str:
-    """The loss of `paths_to_one_target` that compares the straight path with that via `domain`."""
+    """Return the name of a loss of `paths_to_one_target`: straight path against `domain`'s."""
     return f"{_PERCEPTUAL_PREFIX}_{domain}"
 
 
 def is_straight(name: str) -> bool:
-    """Whether a loss compares the straight path with one via a domain.
+    """Whether a loss compares the straight path with a path through a domain.
 
-    Published: every perceptual loss one of whose two names is empty.
+    As published, these are the losses percep_{a}_{b} where a or b is empty.
     """
     return is_perceptual(name) and (name.startswith(straight_loss("")) or name.endswith("_"))
 
 
 def perceptual_losses(config: Mapping) -> list[str]:
-    """The names of the configuration's perceptual losses, in its order."""
+    """Return the names of the configuration's perceptual losses, in order."""
     return [name for name in config["losses"] if is_perceptual(name)]
 
 
 def loss_pairs(config: Mapping, name: str, reality: str = "train") -> list[tuple[str, str]]:
-    """The pairs of paths that the loss compares on that reality."""
-    return [p for where, pairs in config["losses"][name].items() if reality in where for p in pairs]
+    """Return the pairs of paths that the loss compares on that reality."""
+    return [
+        pair
+        for realities, pairs in config["losses"][name].items()
+        if reality in realities
+        for pair in pairs
+    ]
 
 
 # ---- configurations -----------------------------------------------------------------
 #
 # A configuration is a plain dictionary:
 #   paths        {name: (task, task, …)}; x is the image, y^ the target's ground truth
-#   freeze_list  the edges that stay as loaded
-#   losses       {name: {realities: [(path, path), …]}}: these pairs must agree, and the
-#                second of each gives the mask
+#   freeze_list  the edges whose networks are not trained
+#   losses       {name: {realities: [(path, path), …]}}; the paths of a pair should agree,
+#                and the second path gives the mask of valid pixels
 #   plots        {name: {"size", "realities", "paths"}}
-# A hand-written one of this form is as good as the builders' below.
+# A configuration can be written by hand or built by the functions below.
 
-# The letters of the published configurations: a domain's ground truth, if not its own name …
+# Published names of ground-truth paths, where they differ from the domain's name.
 LABELS = {"principal_curvature": "curv", "sobel_edges": "edge", "depth_zbuffer": "depth"}
-# … and for the domains that perceptual losses go through: the name of the loss, the
-# transfers rgb → domain and target → domain. The first two domains of a target that are
-# not listed take "d", "g" and "r", "nr", whatever they are (as published).
+# Published notation for the domains of perceptual losses: the loss's name, and the letters of
+# the networks rgb → domain and target → domain.
 NOTATION = {
     "principal_curvature": ("curv", "RC", "f"),
     "sobel_edges": ("edge", "a", "s"),
@@ -114,6 +121,7 @@ NOTATION = {
     "edge_occlusion": ("edge_occlusion", "EO", "nEO"),
     "imagenet": ("imagenet_percep", None, "imagenet"),
 }
+# Letters for a target's first two domains that are not in NOTATION (as published).
 POSITIONAL = [("d", "g"), ("r", "nr")]
 
 TRAINING = ("train", "val")
@@ -126,11 +134,13 @@ def target_through_domains(
     plot_realities: Sequence[str] = TRAINING,
     frozen: Sequence[str] | None = None,
 ) -> dict:
-    """rgb → `target`, right and consistent with `domains`.
+    """Build the configuration that trains rgb → `target` to be consistent with `domains`.
 
-    A loss "mae" against the truth; for every domain a perceptual loss "percep_…" (the
-    prediction and the truth, both carried on into the domain) and its yardstick
-    "direct_…" (rgb straight to the domain), to which win rates compare it.
+    The loss "mae" compares the prediction with the ground truth. Each domain adds a
+    perceptual loss "percep_…", which maps prediction and ground truth to the domain and
+    compares them there. It also adds the yardstick "direct_…", the error of rgb → domain,
+    with which the perceptual loss is compared for its win rate. `frozen` are the domains in
+    the freeze list (default: `domains`).
     """
     paths = {"x": ("rgb",), "y^": (target,), "n(x)": ("rgb", target)}
     losses = {"mae": {TRAINING: [("n(x)", "y^")]}}
@@ -141,12 +151,12 @@ def target_through_domains(
         paths[truth] = (target, domain)
         paths[f"{through}(n(x))"] = ("rgb", target, domain)
         losses[f"percep_{name}"] = {TRAINING: [(f"{through}(n(x))", truth)]}
-        if domain == "imagenet":  # no network goes there from rgb: curvature stands in
+        if domain == "imagenet":  # there is no network rgb → imagenet: use curvature's yardstick
             yardstick = ("RC(x)", "curv")
         else:
             paths[f"{from_rgb}(x)"] = ("rgb", domain)
             paths[label] = (domain,)
-            # published: edges are compared with the network's, not with the file's
+            # as published, edges are compared with the network's output, not with the label
             yardstick = (f"{from_rgb}(x)", truth if domain == "sobel_edges" else label)
         losses[f"direct_{name}"] = {TRAINING: [yardstick]}
     return {
@@ -160,9 +170,10 @@ def target_through_domains(
 
 
 def paths_to_one_target(target: str, domains: Sequence[str], labelled: bool) -> dict:
-    """rgb → target directly and through each domain: all pairs of these must agree.
+    """Build the configuration of the consistency energy.
 
-    `labelled` adds the error against the truth, "direct_{target}".
+    It maps rgb to `target` directly and through each of the `domains`, and compares all pairs
+    of these predictions. `labelled` adds the error against the ground truth, "direct_{target}".
     """
     realities = ("train", "val", "train_subset")
     through = {"": "n((x))"} | {domain: f"n({domain}(x))" for domain in domains}
@@ -185,7 +196,7 @@ def paths_to_one_target(target: str, domains: Sequence[str], labelled: bool) -> 
 
 
 def direct_only(source: str, target: str) -> dict:
-    """source → target against the truth alone: how each row of the transfer table trains."""
+    """Build the configuration that trains one transfer on its ground truth only."""
     paths = ("x", "y^", "n(x)")
     return {
         "paths": {"x": (source,), "y^": (target,), "n(x)": (source, target)},
@@ -245,7 +256,7 @@ energy_configs: dict[str, dict] = {
 
 
 def get_config(name: str) -> dict:
-    """The energy configuration of that name; a UserError naming the known ones otherwise."""
+    """Return the configuration of that name. Raises UserError, which lists the known names."""
     if name not in energy_configs:
         known = ", ".join(energy_configs)
         raise UserError(f"no energy configuration {name!r}{nearest(name, energy_configs)}"
@@ -254,14 +265,14 @@ def get_config(name: str) -> dict:
 
 
 def loss_title(config: Mapping, name: str, measure: str = "mae") -> str:
-    """How logs and Visdom's windows call a loss: "percep_curv_mae : f(n(x)) -> f(y^)"."""
+    """Return a loss's title in logs and Visdom: "percep_curv_mae : f(n(x)) -> f(y^)"."""
     first, second = loss_pairs(config, name)[0]
     stem = measure if name == "mae" else f"{name}_{measure}"
     return f"{stem} : {first} -> {second}"
 
 
 def paths_for(config: Mapping, losses: Sequence[str], reality: str = "train") -> dict[str, tuple]:
-    """The paths that these losses need, and no other: {name: (task, …)}."""
+    """Return the paths that these losses use: {name: (task, …)}."""
     used = dict.fromkeys(p for n in losses for pair in loss_pairs(config, n, reality) for p in pair)
     return {name: config["paths"][name] for name in used}
 
@@ -272,9 +283,10 @@ def paths_for(config: Mapping, losses: Sequence[str], reality: str = "train") ->
 def masked_loss(
     prediction: Tensor, target: Tensor, mask: Tensor | None = None, squared: bool = False
 ) -> Tensor:
-    """Mean over (C, H, W) of |p − t| or (p − t)²: (B, C, H, W) twice → (B,).
+    """Return the mean of |p − t|, or of (p − t)² if `squared`, per sample: (B,).
 
-    Pixels outside `mask` count as zero, and stay in the mean's denominator (published).
+    `prediction` and `target` are (B, C, H, W). Pixels outside `mask` contribute zero but
+    remain in the denominator of the mean (as published).
     """
     if mask is not None:
         prediction, target = prediction * mask, target * mask
@@ -290,10 +302,11 @@ def evaluate_losses(
     reality: str = "train",
     squared: bool = False,
 ) -> dict[str, Tensor]:
-    """Each loss per sample, {name: (B,)}, from the values of its paths.
+    """Compute losses per sample, {name: (B,)}, from the values of their paths.
 
-    L1 (or squared error), masked where the second path of a pair is invalid; feature
-    domains (imagenet) are not masked. A loss of several pairs is their sum.
+    The loss of a pair is the L1 error, or the squared error if `squared`. Pixels where the
+    second path is invalid are masked, except for ImageNet features. A loss of several pairs
+    is the sum over the pairs.
     """
     losses = {}
     for name in names:
@@ -308,22 +321,24 @@ def evaluate_losses(
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
-    """Networks may compute in 16 bits; the mean over an image needs more."""
+    """Convert 16-bit values to float32, which the mean over an image needs."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-# ---- the balance of gradients -------------------------------------------------------
+# ---- gradient balancing -------------------------------------------------------------
 
-# Added to G, so that a batch without any gradient (all of it masked, say) gives 0, not NaN;
-# beside any gradient that is not 0 it is lost in rounding.
+# Added to G, so that weights stay finite if all gradients are zero (e.g. a fully masked batch).
+# It is too small to change the result in any other case.
 TINY = 1e-30
 
 
 def balance(norms: Mapping[str, Tensor | float], direct: str = "mae") -> dict:
-    """The weight of each loss from the size g of its gradient, G being their sum:
+    """Compute loss weights from the gradient norms g_i of n losses:
 
-    c_i = (G − g_i) / ((n − 1) G), which sum to 1; then the direct one × (n − 1).
-    A single loss weighs 1. Finite also where no loss has a gradient.
+        c_i = (G − g_i) / ((n − 1) G), where G is the sum of all g_i.
+
+    These weights sum to 1. The weight of the direct loss is then multiplied by n − 1. A single
+    loss has weight 1. The weights are finite even if all gradients are zero.
     """
     count, total = len(norms), sum(norms.values()) + TINY
     if count == 1:
@@ -335,7 +350,7 @@ def balance(norms: Mapping[str, Tensor | float], direct: str = "mae") -> dict:
 def gradients_of(
     losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]
 ) -> Iterator[tuple[str, list[Tensor]]]:
-    """The gradient of each scalar loss in turn, for `balanced_gradient`: (name, gradients)."""
+    """Yield (name, gradient) of each scalar loss in turn, for `balanced_gradient`."""
     for position, (name, loss) in enumerate(losses.items(), start=1):
         last = position == len(losses)
         gradient = torch.autograd.grad(
@@ -345,7 +360,7 @@ def gradients_of(
 
 
 def gradient_norm(gradient: Sequence[Tensor]) -> Tensor:
-    """Mean over parameters of |dL/dθ|: the size of a gradient in the balance."""
+    """Return the mean of |∂L/∂θ| over all parameters: the norm used for balancing."""
     total = torch.stack([torch.linalg.vector_norm(g, 1) for g in gradient]).sum()
     return total / sum(g.numel() for g in gradient)
 
@@ -353,45 +368,45 @@ def gradient_norm(gradient: Sequence[Tensor]) -> Tensor:
 def balanced_gradient(
     gradients: Iterable[tuple[str, list[Tensor]]], count: int, direct: str = "mae"
 ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Gradient of the balanced sum of `count` losses: (gradient, weights, norms).
+    """Return the gradient of the balanced sum of `count` losses, the weights and the norms.
 
-    `gradients` gives each loss's gradient in turn; its tensors become this function's. A
-    loss's gradient yields both its norm and its part in the sum, so the sum needs no
-    backward pass of its own. The weights are known only after the last; but they are
-    linear in the norms, so two running sums are kept instead of one gradient a loss:
-    Σ w ∇L and Σ w g ∇L, w being n − 1 for the direct loss and 1 for others. No value
-    leaves the device.
+    `gradients` yields (name, gradient) of one loss after the other. Their tensors are
+    modified in place. The weighted sum is built from these gradients, so it needs no further
+    backward pass. The weights are known only after the last loss. But they are linear in the
+    norms g, so two running sums suffice instead of one gradient per loss: Σ w ∇L and
+    Σ w g ∇L, where w is n − 1 for the direct loss and 1 for the others. No value is copied
+    from the device to the CPU.
     """
     norms: dict[str, Tensor] = {}
-    plain: list[Tensor] = []
-    scaled: list[Tensor] = []
+    plain_sums: list[Tensor] = []
+    scaled_sums: list[Tensor] = []
     for name, gradient in gradients:
         norms[name] = gradient_norm(gradient)
         factor = max(1, count - 1) if name == direct else 1
         if count == 1:
-            plain = gradient
-        elif not plain:
-            plain = gradient if factor == 1 else [g.mul_(factor) for g in gradient]
-            scaled = [g * norms[name] for g in plain]
+            plain_sums = gradient
+        elif not plain_sums:
+            plain_sums = gradient if factor == 1 else [g.mul_(factor) for g in gradient]
+            scaled_sums = [g * norms[name] for g in plain_sums]
         else:
-            for total, total_scaled, g in zip(plain, scaled, gradient, strict=True):
-                total.add_(g, alpha=factor)
-                total_scaled.addcmul_(g, norms[name] * factor)
+            for plain_sum, scaled_sum, g in zip(plain_sums, scaled_sums, gradient, strict=True):
+                plain_sum.add_(g, alpha=factor)
+                scaled_sum.addcmul_(g, norms[name] * factor)
     weights = balance(norms, direct)
     if count > 1:
-        everything = sum(norms.values()) + TINY
-        for total, total_scaled in zip(plain, scaled, strict=True):
-            total.sub_(total_scaled.div_(everything)).div_(count - 1)
-    return plain, weights, norms
+        norm_sum = sum(norms.values()) + TINY
+        for plain_sum, scaled_sum in zip(plain_sums, scaled_sums, strict=True):
+            plain_sum.sub_(scaled_sum.div_(norm_sum)).div_(count - 1)
+    return plain_sums, weights, norms
 
 
-# ---- the choice of k ----------------------------------------------------------------
+# ---- choosing k perceptual losses ---------------------------------------------------
 
 
 def wins(perceptual: Tensor, yardstick: Tensor) -> Tensor:
-    """1 for each sample whose perceptual loss exceeds the direct one, else 0: (B,) twice → (B,).
+    """Return 1 for each sample whose perceptual loss exceeds its yardstick, else 0.
 
-    Its mean is the win rate.
+    Both losses and the result are (B,). The mean of the result is the win rate.
     """
     return (perceptual > yardstick).float()
 
@@ -403,9 +418,9 @@ def choose_losses(
     rng: random.Random,
     at_random: bool = False,
 ) -> list[str]:
-    """The k losses to train with: those of largest win rate, ties in the order of `names`.
+    """Choose the k losses with the largest win rates. Ties are resolved by the order of `names`.
 
-    At random where asked for, and as long as not every loss has a win rate.
+    The choice is random if `at_random`, or if the win rate of any loss is still unknown.
     """
     if at_random or any(name not in win_rates for name in names):
         return rng.sample(list(names), k)
@@ -416,15 +431,18 @@ def choose_losses(
 
 
 def valid_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean of |p − t| over valid pixels, per sample: (B,). A sample without any gives NaN."""
+    """Return the mean of |p − t| over valid pixels per sample: (B,). NaN if none is valid."""
     error = ((prediction - target).abs() * mask).sum(dim=(1, 2, 3))
     return error / mask.expand_as(prediction).sum(dim=(1, 2, 3))
 
 
 def angular_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean angle in degrees between encoded normals (B, 3, H, W), valid pixels only: (B,)."""
+    """Return the mean angle in degrees between encoded normals over valid pixels: (B,).
+
+    `prediction` and `target` are (B, 3, H, W) in [0, 1], which encodes normals in [−1, 1].
+    """
     first, second = 2 * prediction - 1, 2 * target - 1
-    # atan2 of sine and cosine is exact at small angles, where arccos is not
+    # atan2 is accurate at small angles, where arccos is not
     sine = torch.linalg.vector_norm(torch.linalg.cross(first, second, dim=1), dim=1)
     angle = torch.rad2deg(torch.atan2(sine, (first * second).sum(dim=1)))
     valid = mask[:, 0]

@@ -1,4 +1,4 @@
-"""Files written whole or not at all; records as JSON."""
+"""Atomic file writing, and JSON files."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from utils import UserError, reason_of
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made if it is not there. Raises UserError where that is impossible."""
+    """Create the folder if it does not exist, and return it. Raises UserError on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -20,7 +20,10 @@ def make_folder(folder: Path) -> Path:
 
 
 def check_writable(folder: Path) -> Path:
-    """The folder, made if it is not there. Raises UserError where no file can be written there."""
+    """Create the folder if it does not exist, and return it.
+
+    Raises UserError if no file can be written into it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -30,17 +33,16 @@ def check_writable(folder: Path) -> Path:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary name in the folder of `path`, then rename it there.
+    """Call `write` with a temporary path in the folder of `path`, then rename it to `path`.
 
-    A reader sees the old file or the new one, never half of either, also after a power
-    cut: the file is on the disk before it gets its name. Raises UserError where that is
-    impossible.
+    The data are flushed to disk before the rename. So `path` always holds either the old or
+    the complete new file, even after a power failure. Raises UserError on failure.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
         try:
             write(Path(name))
             os.chmod(name, 0o644)
@@ -54,19 +56,19 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have what was written to the file reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush the file's data to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 # ---- JSON ---------------------------------------------------------------------------
 
 
 def write_json(path: Path, values: object, indent: int | None = 1) -> None:
-    """Write a record as JSON, atomically; numbers that are not finite become null."""
+    """Write `values` as JSON, atomically. NaN and infinity become null."""
     text = json.dumps(_finite(values), indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, lambda name: name.write_text(text, encoding="utf-8"))
 
@@ -80,7 +82,7 @@ def _finite(value: object) -> object:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object. Raises UserError where the file cannot be read or holds something else."""
+    """Read a JSON object. Raises UserError if the file cannot be read or holds anything else."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Paths through the graph of domains → tensors, each shared prefix computed once.
+"""The graph of domains (nodes) and networks (edges).
 
-Nodes are domains, edges are networks; nothing here knows a domain by name.
+It evaluates paths through the graph, and computes each shared prefix once. Nothing here
+depends on particular domains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,10 @@ Path = tuple[str, ...]
 
 
 class TaskGraph(nn.Module):
-    """The networks of some edges, and the values of paths over them.
+    """The networks of a set of edges.
 
-    All networks are frozen and in eval mode, whatever `train()` is called, but the one
-    of the edge `target` (none where it is None).
+    Only the network of the edge `target` is trained (none if `target` is None). All others
+    are frozen and stay in eval mode, even when `train()` is called.
     """
 
     def __init__(self, networks: Mapping[Edge, nn.Module], target: Edge | None = None) -> None:
@@ -33,7 +34,7 @@ class TaskGraph(nn.Module):
 
     @property
     def target(self) -> nn.Module:
-        """The one network that trains. UserError in a graph without one."""
+        """The network that is trained. Raises UserError if the graph has none."""
         if self.target_edge is None:
             raise UserError("the graph has no network that trains")
         return self.network(self.target_edge)
@@ -50,11 +51,12 @@ class TaskGraph(nn.Module):
         batch: Mapping[str, Tensor],
         known: Mapping[Path, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The value (B, C, H, W) of each named path, e.g. {"f(n(x))": ("rgb", "normal", …)}.
+        """Evaluate named paths, e.g. {"f(n(x))": ("rgb", "normal", …)}: {name: (B, C, H, W)}.
 
-        `batch` holds the ground truths {task: (B, C, H, W)}, the paths' first steps, and
-        `known` values of longer prefixes that need no network any more. A network runs
-        once for each distinct prefix, however many paths share it.
+        `batch` holds the domains' file values, {task: (B, C, H, W)}, at which paths start.
+        `known` holds values of longer prefixes that were computed before. Each distinct prefix
+        is computed once, however many paths share it. Raises UserError if `batch` lacks the
+        start of a path, or the graph lacks a network.
         """
         values: dict[Path, Tensor] = dict(known or {})
 
@@ -71,11 +73,11 @@ class TaskGraph(nn.Module):
         return {name: value(tuple(path)) for name, path in paths.items()}
 
     def has(self, edge: Edge) -> bool:
-        """Whether the graph holds the network of that edge."""
+        """Whether the graph has a network for that edge."""
         return tuple(edge) in self._names
 
     def network(self, edge: Edge) -> nn.Module:
-        """The network of the edge; UserError naming the known ones from its source."""
+        """Return the network of an edge. Raises UserError, which lists the source's targets."""
         if edge not in self._names:
             targets = [target for source, target in self._names if source == edge[0]]
             raise UserError(
@@ -86,5 +88,5 @@ class TaskGraph(nn.Module):
 
 
 def edges_of(paths: Mapping[str, Sequence[str]]) -> list[Edge]:
-    """The distinct edges that the paths walk, in order of first use."""
+    """Return the distinct edges of the paths, in order of first use."""
     return list(dict.fromkeys(e for p in paths.values() for e in zip(p, p[1:], strict=False)))

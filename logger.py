@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: console and JSONL always, Visdom beside them."""
+"""Logging of a run's numbers and pictures: to the console, a JSONL file and Visdom."""
 
 import base64
 import html
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
 
 class Logger:
-    """Running means of named values, one line and one JSON record at each `step`.
+    """Means of named values. Each `step` returns them as a line and writes a JSON record.
 
-    Values are numbers or tensors; a tensor stays on its device until `step` reads it, so
-    logging never waits for the GPU in between. A feature's running mean starts anew with
-    its first value after a `step`; until then the old mean is shown again.
+    Values are numbers or tensors. Tensors stay on their device until `step`, so `update` never
+    waits for the GPU. If a feature got no value since the last `step`, its previous mean is
+    shown again.
 
-    A file that is there already is continued. `windows` show what the file holds.
+    `path` is the JSONL file; an existing file is appended to. `windows` show its content in
+    Visdom and need a `path`.
     """
 
     def __init__(
@@ -53,29 +54,29 @@ class Logger:
             self.windows.follow(self._path)
 
     def update(self, feature: str, value: float | Tensor) -> None:
-        """Take in a value (a tensor counts by its mean)."""
+        """Add a value of a feature. Of a tensor, the mean is used."""
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
         self._running[feature].append(value.detach().float().mean())
 
     def step(self, at: int = 0, split: str = "train") -> str:
-        """Take the means of what came since the last call, record them, return the line.
+        """Average and record the values since the last call, and return the line to print.
 
-        `at` is the training step, the abscissa of the curves in Visdom.
+        `at` is the training step: the x coordinate of the curves in Visdom.
         """
-        fresh = {name: _mean(values) for name, values in self._running.items()}
+        new_means = {name: _mean(values) for name, values in self._running.items()}
         self._running.clear()
-        self.means |= fresh
+        self.means |= new_means
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
-        self.record({"split": split, "step": at, **fresh})
-        shown = "".join(f"{name}: {_short(mean)}, " for name, mean in self.means.items())
-        return f"({self.name}) {shown} ... {seconds:.2f} sec"
+        self.record({"split": split, "step": at, **new_means})
+        text = "".join(f"{name}: {_short(mean)}, " for name, mean in self.means.items())
+        return f"({self.name}) {text} ... {seconds:.2f} sec"
 
     def record(self, values: Mapping) -> None:
-        """Append one line to the JSONL file.
+        """Append one record to the JSONL file.
 
-        In Visdom, the values of a record with "split" and "step" are points of curves, a
-        "picture" is shown, and any other text is a line in the window of its name.
+        Visdom shows the values of a record with "split" and "step" as points of curves, and a
+        "picture" as an image. Any other string is added as a line to the window of its name.
         """
         if self._file:
             line = json.dumps({"time": round(time.time(), 3), **values}) + "\n"
@@ -88,21 +89,21 @@ class Logger:
             self.windows.notice()
 
     def text(self, name: str, line: str) -> None:
-        """Record a line of text, to be added to Visdom's window of that name."""
+        """Record a line of text, which is appended to the Visdom window of that name."""
         self.record({name: line})
 
     def picture(self, name: str, picture: Image.Image, path: str | Path) -> None:
-        """Save a picture as PNG, to be shown in Visdom's window of that name."""
+        """Save a picture as PNG and show it in the Visdom window of that name."""
         path = Path(path)
         write_png(picture, path)
-        beside = self._path is not None and path.parent == self._path.parent
-        self.record({"picture": path.name if beside else str(path), "window": name})
+        same_folder = self._path is not None and path.parent == self._path.parent
+        self.record({"picture": path.name if same_folder else str(path), "window": name})
 
     def state_dict(self) -> dict:
-        """What a checkpoint has to hold for a resumed run to log as if it had gone on.
+        """Return the state with which a resumed run logs as if it had not been interrupted.
 
-        The means, the values since the last `step`, and the file's length in bytes; the
-        file's content up to there is on the disk when this returns.
+        It holds the means, the values since the last `step`, and the file's length in bytes.
+        The file is flushed to disk up to that length.
         """
         length = None
         if self._file:
@@ -112,9 +113,9 @@ class Logger:
         return {"means": dict(self.means), "running": running, "length": length}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Go on from `state_dict()`: what the file holds beyond it is cut off.
+        """Restore a `state_dict()`, and truncate the file to its length at that time.
 
-        Raises UserError, and changes nothing, where the file is shorter than it was then.
+        Raises UserError, and changes nothing, if the file is shorter than that.
         """
         if self._file and state["length"] is not None:
             length = os.fstat(self._file.fileno()).st_size
@@ -132,14 +133,14 @@ class Logger:
             self._running[name] = list(values)
 
     def _give_up(self) -> None:
-        """Close the file without what could not be written, so that nothing tries again."""
+        """Close the file after a write error, so that the unwritten data are not tried again."""
         file, self._file = self._file, None
         if file:
             with suppress(OSError):
                 file.close()
 
     def close(self) -> None:
-        """Close the file; waits a few seconds at most for Visdom to show the rest of it."""
+        """Close the file. Waits at most `PATIENCE` seconds for Visdom to show the rest of it."""
         if self._file:
             self._file.close()
         if self.windows:
@@ -147,7 +148,7 @@ class Logger:
 
 
 def _open_to_append(path: Path):
-    """The file, line-buffered, without what a killed run left of its last line."""
+    """Open the file line-buffered, and remove an incomplete last line left by a killed run."""
     try:
         if path.exists():
             with open(path, "rb+") as file:
@@ -158,7 +159,7 @@ def _open_to_append(path: Path):
 
 
 def _mean(values: list[Tensor]) -> float:
-    """Values of a resumed run come from the CPU, those after them from the device."""
+    """Return the mean. Values restored from a state are on the CPU, later ones on the device."""
     device = values[-1].device
     return float(torch.stack([value.to(device) for value in values]).mean())
 
@@ -169,18 +170,17 @@ def _short(value: float) -> str:
 
 # ---- Visdom -------------------------------------------------------------------------
 
-PAUSE = 1.0  # seconds between two looks at the log
-RETRY = 3.0  # seconds between two tries to reach a server that is not there
-PATIENCE = 10.0  # seconds for one answer, and for the last windows at the end of a run
+PAUSE = 1.0  # seconds between two reads of the log file
+RETRY = 3.0  # seconds between two attempts to connect to the server
+PATIENCE = 10.0  # timeout in seconds of one request, and of the last drawing in `close`
 
 
 class VisdomWindows:
-    """Curves, texts and pictures in a Visdom environment, drawn from the log's file.
+    """Shows a JSONL log in a Visdom environment as curves, texts and pictures.
 
-    A thread of its own reads the file and talks to the server, so nothing in a run waits
-    for either. While there is no server the log grows, and when one answers (for the first
-    time, or again) all windows are drawn from the log's beginning. It talks to the host
-    named and to no other.
+    A separate thread reads the file and talks to the server, so the run never waits for
+    Visdom. The server may be started later or restarted: whenever a connection is made, all
+    windows are drawn from the beginning of the log. Only the given host is contacted.
     """
 
     def __init__(self, env: str, server: str = "localhost", port: int = 8097) -> None:
@@ -189,34 +189,34 @@ class VisdomWindows:
         self.env, self.server, self.port = env, server, port
         self._path = Path()
         self._client: Visdom | None = None
-        self._present: bool | None = None  # as last logged
+        self._present: bool | None = None  # whether there is a server, as last logged
         self._news, self._cut = threading.Event(), threading.Event()
         self._tried, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._forget()
 
     def follow(self, path: Path) -> None:
-        """Show what the log at `path` holds and will hold. Logs whether a server is there."""
+        """Start to show the log at `path`. Logs whether there is a server."""
         self._path = path
         self._thread.start()
-        self._tried.wait(timeout=1)  # for the order of the lines that are logged alone
+        self._tried.wait(timeout=1)  # only to log this line before those of the run
 
     def notice(self) -> None:
-        """The log has grown."""
+        """Tell the thread that the log has grown."""
         self._news.set()
 
     def redraw(self) -> None:
-        """The log was cut: draw all windows anew."""
+        """Draw all windows again, after the log was truncated."""
         self._cut.set()
         self._news.set()
 
     def close(self) -> None:
-        """Show the rest of the log, and have the server save the environment."""
+        """Show the rest of the log and save the environment on the server."""
         self._closing.set()
         self._news.set()
         self._thread.join(timeout=PATIENCE)
 
-    # what follows runs in the thread
+    # The following methods run in the thread.
 
     def _serve(self) -> None:
         logging.getLogger("visdom").setLevel(logging.CRITICAL)
@@ -226,7 +226,7 @@ class VisdomWindows:
             try:
                 self._draw(last)
             except (OSError, HTTPException, UnicodeError) as error:
-                if self._client:  # it was there: a new one may be
+                if self._client:  # the connection broke: try once more, the server may be back
                     last = False
                 else:
                     self._say(False, str(error))
@@ -239,7 +239,7 @@ class VisdomWindows:
                 self._closing.wait(PAUSE)
 
     def _say(self, present: bool, reason: str = "") -> None:
-        """One line when the server is there, lost or back."""
+        """Log one line when the server is found, lost or back."""
         place = f"{self.server}:{self.port}"
         if present and not self._present:
             again = " is back, all windows drawn again" if self._present is False else ""
@@ -253,14 +253,14 @@ class VisdomWindows:
         self._tried.set()
 
     def _forget(self) -> None:
-        """Nothing is drawn."""
+        """Reset the state to that of an empty environment."""
         self._client = None
-        self._read = 0  # bytes of the log
+        self._read = 0  # number of bytes of the log read so far
         self._curves: set[str] = set()
         self._texts: dict[str, list[str]] = defaultdict(list)
 
     def _draw(self, last: bool) -> None:
-        """Draw what is new in the log. OSError or HTTPException where the server fails."""
+        """Draw what was added to the log. Raises OSError or HTTPException if the server fails."""
         client = self._client or _connect(self.env, self.server, self.port)
         if self._cut.is_set():
             self._forget()
@@ -279,14 +279,17 @@ class VisdomWindows:
         self._say(True)
 
     def _unread(self) -> tuple[dict, set[str], dict[str, Path]]:
-        """(feature, line) → points, the names of texts, name → picture: in the log since."""
+        """Read what was added to the log.
+
+        Returns curves {(feature, line): points}, names of changed texts, and {name: picture}.
+        """
         with open(self._path, "rb") as file:
             file.seek(self._read)
             unread = file.read()
-        whole = unread[: unread.rfind(b"\n") + 1]
-        self._read += len(whole)
+        complete_lines = unread[: unread.rfind(b"\n") + 1]
+        self._read += len(complete_lines)
         curves, texts, pictures = defaultdict(list), set(), {}
-        for record in map(json.loads, whole.splitlines()):
+        for record in map(json.loads, complete_lines.splitlines()):
             del record["time"]
             if "split" in record:
                 split, at = record.pop("split"), record.pop("step")
@@ -302,9 +305,9 @@ class VisdomWindows:
         return curves, texts, pictures
 
     def _curve(self, client: "Visdom", feature: str, line: str, points: list) -> None:
-        """More points of a line, in the window of its feature."""
+        """Add points to a line in the window of its feature."""
         x, y = np.array(points, dtype=float).T
-        y[~np.isfinite(y)] = np.nan  # browsers read no infinity
+        y[~np.isfinite(y)] = np.nan  # browsers cannot parse infinity in JSON
         client.line(
             Y=y, X=x, win=feature, name=line,
             update="append" if feature in self._curves else None,
@@ -315,14 +318,17 @@ class VisdomWindows:
 
 
 def _connect(env: str, server: str, port: int) -> "Visdom":
-    """A client on one connection. Where the server went or forgot a window, it raises."""
+    """Return a client that uses a single connection.
+
+    It raises OSError or HTTPException if the server is gone or no longer has a window.
+    """
     connection = HTTPConnection(server, port, timeout=PATIENCE)
     connection.connect()
-    from visdom import Visdom  # takes a second: not for runs without a server
+    from visdom import Visdom  # slow to import (about 1 s), so only if there is a server
 
     class Client(Visdom):
         def _handle_post(self, url: str, data: str | None = None) -> str:
-            connection.auto_open = 0  # a new connection may be to a server that knows nothing
+            connection.auto_open = 0  # never reconnect: a restarted server has lost its windows
             connection.request("POST", quote(urlsplit(url).path), body=data or "{}")
             response = connection.getresponse()
             text = response.read().decode()
@@ -341,7 +347,7 @@ def _connect(env: str, server: str, port: int) -> "Visdom":
 
 
 def _show(client: "Visdom", name: str, path: Path) -> None:
-    """The PNG file as it is, in the window of that name; nothing where it is gone."""
+    """Show a PNG file in the window of that name. A missing file is ignored."""
     if not path.is_file():
         return
     with Image.open(path) as picture:

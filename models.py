@@ -1,4 +1,4 @@
-"""Weights in and out, and the optimiser."""
+"""Reading and writing weights, and the optimiser."""
 
 import pickle
 import struct
@@ -15,24 +15,30 @@ from files import write_atomically
 from transfers import Edge, Scale
 from utils import UserError, reason_of
 
-# What torch.load raises, among other things, on bytes that are no checkpoint.
+# Exceptions that reading raises if the file is not a checkpoint.
 NO_CHECKPOINT = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, ArithmeticError, MemoryError, ImportError, BufferError,
     struct.error, zlib.error, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
 
+# Added to parameter names by DataParallel and by wrappers of the published code.
 PREFIXES = ("model.parallel_apply.module.", "parallel_apply.module.", "model.", "module.")
 
 
 def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, Tensor], dict]:
-    """The state dict of a checkpoint, under bare names in float32, and what it records.
+    """Read a checkpoint: its state dict in float32 without name prefixes, and its record.
 
-    Takes a plain state dict, one with a wrapper's prefix, one bundled as
-    {"state_dict", "optimizer"}, this project's own (which record image size, width and
-    how they were made), for an `edge` the published graph.pth, a state dict an edge, and
-    safetensors files, whose metadata are what they record. Nothing but tensors and plain
-    values is unpickled. UserError for anything else.
+    The record holds everything else that the checkpoint stores: in this project's own
+    checkpoints the image size, the width and how they were made; in safetensors files the
+    metadata. Accepted formats are:
+
+    - a plain state dict, also with a wrapper's prefix,
+    - {"state_dict", "optimizer"} as published, and this project's own,
+    - the published graph.pth, which holds a state dict per edge (`edge` selects one),
+    - safetensors.
+
+    Only tensors and plain values are unpickled. Raises UserError for anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,21 +70,21 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
 
 
 def check_memory(error: Exception, path: Path) -> None:
-    """Raise UserError where the error says that there was not enough memory to read the file."""
+    """Raise UserError if the error means that there was not enough memory to read the file."""
     if isinstance(error, MemoryError) or "not enough memory" in str(error):
         raise UserError(f"there is not enough memory to read {path}") from None
 
 
 def _read(path: Path) -> object:
-    """What is in a checkpoint's file, whichever of the two formats it has."""
+    """Read a checkpoint file in PyTorch's or safetensors' format."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[8:] == b"{":  # the length of a header, and the header, which is JSON
+    if start[8:] == b"{":  # safetensors: 8 bytes of header length, then a JSON header
         return _read_safetensors(path)
     if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:  # torch.save compresses nothing
+        if unpacked > path.stat().st_size:  # torch.save does not compress: a zip bomb
             raise ValueError(f"it would unpack to {unpacked} bytes")
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -92,14 +98,14 @@ def _read_safetensors(path: Path) -> dict:
 
 
 def _is_inflated(value: Tensor) -> bool:
-    """Whether a tensor is of another kind than dense, or repeats fewer stored numbers."""
+    """Whether a tensor is not dense, or is larger than its storage (e.g. an expanded view)."""
     if value.layout != torch.strided or value.is_quantized:
         return True
     return value.numel() * value.element_size() > value.untyped_storage().nbytes()
 
 
 def bare_name(name: str) -> str:
-    """A parameter's name without what DataParallel and the published wrappers put before."""
+    """Remove the prefix of DataParallel or of a published wrapper from a parameter's name."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -117,29 +123,35 @@ def load_network(
     edge: Edge | None = None,
     any_size: bool = False,
 ) -> dict:
-    """Load a checkpoint into `network` and return what it records.
+    """Load a checkpoint into `network` and return its record (see `read_weights`).
 
-    Raises UserError where it was made at another scale or does not fit, naming the
-    first entries that differ. `any_size` takes one made for images of another size, as
-    a start for training.
+    Raises UserError if the checkpoint was trained at another scale or does not fit the
+    network; the message lists the first entries that differ. `any_size` accepts checkpoints
+    for another image size, as initial weights for training.
     """
     network = unwrapped(network)
     weights, record = read_weights(path, edge)
-    made = _scale_in(record, path)
-    if scale and "width" in record and made != scale and not (any_size and scale.fits(made)):
+    recorded = _scale_in(record, path)
+    if (
+        scale
+        and "width" in record
+        and recorded != scale
+        and not (any_size and scale.fits(recorded))
+    ):
         raise UserError(
-            f"{path} was trained at {made}, this run has {scale}: "
-            f"give {made.as_parameters()}, or another `models_dir`"
+            f"{path} was trained at {recorded}, this run has {scale}: "
+            f"give {recorded.as_parameters()}, or another `models_dir`"
         )
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if wanted != found:
-        ours = [f"{n} {s}" for n, s in wanted.items() if found.get(n) != s][:3]
-        theirs = [f"{n} {s}" for n, s in found.items() if wanted.get(n) != s][:3]
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    stored = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != stored:
+        in_network = [f"{n} {s}" for n, s in expected.items() if stored.get(n) != s][:3]
+        in_file = [f"{n} {s}" for n, s in stored.items() if expected.get(n) != s][:3]
         raise UserError(
             f"{path} does not fit {type(network).__name__}"
-            f"{f' at {scale}' if scale else ''}: the network has {', '.join(ours) or 'no more'}; "
-            f"the file has {', '.join(theirs) or 'no more'}"
+            f"{f' at {scale}' if scale else ''}: "
+            f"the network has {', '.join(in_network) or 'no more'}; "
+            f"the file has {', '.join(in_file) or 'no more'}"
         )
     network.load_state_dict(weights)
     return record
@@ -148,9 +160,9 @@ def load_network(
 def save_network(
     path: str | Path, network: nn.Module, scale: Scale, half: bool = False, **record
 ) -> None:
-    """Write a network's weights with its scale and `record` (plain values), atomically.
+    """Write a network's weights, its scale and `record` (plain values), atomically.
 
-    `half` stores float16. A wrapper (DataParallel) is taken off first.
+    `half` stores the weights as float16. A DataParallel wrapper is removed first.
     """
     network = unwrapped(network)
     weights = {
@@ -167,16 +179,16 @@ def save_network(
 
 
 def save_atomically(path: str | Path, data: object) -> None:
-    """`torch.save` such that `path` holds all of it or what it held before.
+    """Run `torch.save` atomically: `path` holds either the old or the complete new file.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             try:
                 torch.save(data, file)
-            except RuntimeError as error:  # what torch makes of the file's own error
+            except RuntimeError as error:  # torch hides the OSError in the context
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -185,12 +197,12 @@ def save_atomically(path: str | Path, data: object) -> None:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside a DataParallel wrapper, or itself."""
+    """Return the network inside a DataParallel wrapper, or the network itself."""
     return network.module if isinstance(network, nn.DataParallel) else network
 
 
 def recorded_scale(path: str | Path) -> Scale:
-    """The scale that a checkpoint records; that of the published networks where it does not."""
+    """Return the scale that a checkpoint records; by default, the published scale."""
     return _scale_in(read_weights(path)[1], path)
 
 
@@ -202,5 +214,5 @@ def _scale_in(record: Mapping, path: str | Path) -> Scale:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = 3e-5) -> torch.optim.Optimizer:
-    """Adam as published: weight decay 2e-6 (L2), amsgrad. One fused kernel."""
+    """Create the published optimiser: Adam with AMSGrad and L2 weight decay 2e-6, fused."""
     return torch.optim.Adam(parameters, lr=lr, weight_decay=2e-6, amsgrad=True, fused=True)

@@ -1,4 +1,4 @@
-"""Writes packs: data sets at one image size, which training reads without decoding files."""
+"""Writing of packs: data sets at one image size, which load without decoding image files."""
 
 import hashlib
 import os
@@ -23,44 +23,44 @@ from loading.packs import PACK_INDEX, PACK_VERSION, encoding_of, find_pack, pack
 from task_configs import TASKS, ImageTask
 from utils import UserError
 
-BATCH = 16  # views read at a time
-CHECKPOINT = 16  # batches between two records of how far the packing came
-DONE = "done.json"
+BATCH = 16  # views per batch
+CHECKPOINT = 16  # batches between two records of the progress
+DONE = "done.json"  # records the progress
 
 
 class Encoded(TaskDataset):
-    """Views as tuples of what `ImageTask.encode` gives."""
+    """A TaskDataset whose samples are results of `ImageTask.encode`."""
 
     encoded = True
 
 
 class Packing:
-    """Writes the pack of a data set. `index` is what is known of it before.
+    """Writes the pack of a data set. `index` is its index as far as it is known in advance.
 
-    The arrays grow beside the pack's folder, in `.{name}.partial`, which takes its name
-    when they are complete. What is there of the same packing is not done again.
+    The arrays are written to the folder `.{name}.partial` beside the pack. The folder is
+    renamed when the pack is complete. An interrupted packing of the same data is continued.
     """
 
     def __init__(self, data: Encoded, target: Path, index: dict) -> None:
         self.data, self.target, self.index = data, target, index
         self.partial = target.with_name(f".{target.name}.partial")
-        self.seen = 0  # views
-        self.left_out: list[int] = []  # of them, those that cannot be loaded
-        self.digest = hashlib.sha256()  # of names, sizes and times of their files
+        self.seen = 0  # number of views processed so far
+        self.left_out: list[int] = []  # numbers of those that cannot be loaded
+        self.digest = hashlib.sha256()  # hash of their files' names, sizes and times
 
     def is_done(self) -> bool:
-        """Whether the pack is there; UserError where something else is."""
+        """Whether the pack already exists. Raises UserError if `target` is something else."""
         if not self.target.exists():
             return False
-        found = _read_or_empty(self.target / PACK_INDEX)
-        if "left_out" in found:
-            self._see(len(self.data.views), found["left_out"])
-        if found != self._whole_index():
+        index = _read_or_empty(self.target / PACK_INDEX)
+        if "left_out" in index:
+            self._see(len(self.data.views), index["left_out"])
+        if index != self._whole_index():
             raise UserError(f"{self.target} is there already: remove it, or name another folder")
         return True
 
     def run(self, workers: int, max_bad_fraction: float, quiet: bool) -> int:
-        """Write what is missing; how many views are in the pack."""
+        """Write what is missing. Returns the number of views in the pack."""
         try:
             self._resume()
             with ExitStack() as stack:
@@ -72,42 +72,43 @@ class Packing:
             (self.partial / DONE).unlink()
             self.partial.rename(self.target)
         except OSError as error:
-            where = error.filename or self.target
-            raise UserError(f"cannot pack to {where}: {error.strerror}") from None
+            place = error.filename or self.target
+            raise UserError(f"cannot pack to {place}: {error.strerror}") from None
         return count
 
     def _write(self, stack: ExitStack, workers: int, max_bad_fraction: float, quiet: bool) -> None:
         first, tasks, total = self.seen, self.data.tasks, len(self.data.views)
-        rest = Encoded(tasks, self.data.views[first:], self.data.image_size)
+        remaining = Encoded(tasks, self.data.views[first:], self.data.image_size)
         reality = Reality(
-            "packed", rest, BATCH, num_workers=workers, max_bad_fraction=max_bad_fraction
+            "packed", remaining, BATCH, num_workers=workers, max_bad_fraction=max_bad_fraction
         )
-        before, files = self.left_out, list[BinaryIO]()
+        left_out, files = self.left_out, list[BinaryIO]()
         bar = stack.enter_context(tqdm(total=total, unit="view", disable=quiet or None))
         for number, batch in enumerate(reality, 1):
             arrays = [packed(batch[task.name]) for task in tasks]
             if not files:
                 files = [
-                    stack.enter_context(self._open(*of)) for of in zip(tasks, arrays, strict=True)
+                    stack.enter_context(self._open(*item))
+                    for item in zip(tasks, arrays, strict=True)
                 ]
             for file, array in zip(files, arrays, strict=True):
                 file.write(array.tobytes())
-            upto = first + (batch.views[-1] // BATCH + 1) * BATCH
-            self._see(min(upto, total), before + [first + n for n in reality.bad.views])
+            end = first + (batch.views[-1] // BATCH + 1) * BATCH
+            self._see(min(end, total), left_out + [first + n for n in reality.bad.views])
             bar.update(self.seen - bar.n)
             if number % CHECKPOINT == 0:
                 self._record(files)
-        self._see(total, before + [first + n for n in reality.bad.views])
+        self._see(total, left_out + [first + n for n in reality.bad.views])
         self._record(files)
 
     def _open(self, task: ImageTask, array: np.ndarray) -> BinaryIO:
-        """The file of the task's array, to be written behind the views that it has."""
-        path, rows = self.partial / f"{task}.npy", self.seen - len(self.left_out)
+        """Open the file of a task's array, positioned after the views that it holds."""
+        path, count = self.partial / f"{task}.npy", self.seen - len(self.left_out)
         file = open(path, "r+b" if self.seen else "w+b")
         if self.seen:
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
-            file.truncate(file.tell() + rows * array[0].nbytes)
+            file.truncate(file.tell() + count * array[0].nbytes)
             file.seek(0, os.SEEK_END)
         else:
             header = np.lib.format.header_data_from_array_1_0(array)
@@ -115,6 +116,7 @@ class Packing:
         return file
 
     def _see(self, upto: int, left_out: Sequence[int]) -> None:
+        """Record that the first `upto` views were processed, without those `left_out`."""
         for view in self.data.views[self.seen : upto]:
             for path in map(view.path, self.data.tasks):
                 stat = path.stat()
@@ -130,14 +132,14 @@ class Packing:
         return self.index | self._state() | {"views": views}
 
     def _record(self, files: Sequence[BinaryIO]) -> None:
-        """Note that what was seen is on the disk."""
+        """Flush the arrays to disk and record the progress."""
         for file in files:
             file.flush()
             os.fsync(file.fileno())
         write_json(self.partial / DONE, self._state(), indent=None)
 
     def _resume(self) -> None:
-        """Take up an interrupted packing of the same, or begin."""
+        """Continue an interrupted packing of the same data, or start from scratch."""
         state = _read_or_empty(self.partial / DONE)
         if state and _read_or_empty(self.partial / PACK_INDEX) == self.index:
             self._see(state["seen"], state["left_out"])
@@ -151,18 +153,18 @@ class Packing:
 
 
 def _set_length(path: Path, count: int) -> None:
-    """Write the number of views into the head of an array's file, which has room for it."""
+    """Write the number of views into the header of a .npy file, which has room for it."""
     with open(path, "r+b") as file:
         np.lib.format.read_magic(file)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
         file.seek(0)
-        about = {"shape": (count, *shape[1:]), "fortran_order": fortran,
+        header = {"shape": (count, *shape[1:]), "fortran_order": fortran_order,
                  "descr": np.lib.format.dtype_to_descr(dtype)}  # fmt: skip
-        np.lib.format.write_array_header_1_0(file, about)
+        np.lib.format.write_array_header_1_0(file, header)
 
 
 def _read_or_empty(path: Path) -> dict:
-    """A JSON object; an empty one where the file is missing or damaged."""
+    """Read a JSON object. Returns {} if the file is missing or damaged."""
     try:
         return read_json(path)
     except UserError:
@@ -179,10 +181,11 @@ def make_pack(
     num_workers: int = 0,
     quiet: bool = True,
 ) -> tuple[int, int] | None:
-    """Pack the data set of a folder; returns how many views are packed, and how many left out.
+    """Pack the data set of a folder at one image size.
 
-    Returns None where the pack is complete already. `tasks` are by default all that have
-    files. An interrupted packing is continued. Raises UserError.
+    Returns the numbers of packed and of omitted views, or None if the pack already exists.
+    `tasks` are by default all domains with files. An interrupted packing is continued. Raises
+    UserError if `source` cannot be packed or `target` cannot be written.
     """
     source, target = Path(source), Path(target)
     places = find_places(source)

@@ -1,4 +1,4 @@
-"""Tensors as pictures: montages, the error map, PNG files."""
+"""Tensors as pictures: montages, error maps, PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,26 +13,26 @@ from torchvision.transforms import functional as TF
 from files import write_atomically
 from loading.photographs import MARK
 
-# ---- one picture --------------------------------------------------------------------
+# ---- single pictures ----------------------------------------------------------------
 
 
 def to_image(values: Tensor) -> Image.Image:
-    """(C, H, W) → grey or RGB: clamped to [0, 1], × 255, truncated (as published)."""
+    """Convert (C, H, W) to a grey or RGB image: clamp to [0, 1], × 255, truncate (published)."""
     return TF.to_pil_image(values.detach().float().cpu().clamp(0, 1).mul(255).byte())
 
 
 def write_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, atomically, marked as written here. UserError where that is impossible."""
+    """Write a PNG atomically, marked as output of this project. Raises UserError on failure."""
     mark = PngInfo()
     mark.add_text("Software", MARK)
     write_atomically(path, lambda name: picture.save(name, format="png", pnginfo=mark))
 
 
 def error_map(prediction: Tensor, target: Tensor, mask: Tensor, variance: float) -> Tensor:
-    """Where the prediction is wrong, in the colours of "jet": (B, C, H, W) → (B, 3, H, W).
+    """Draw the squared error e in the colour map "jet": (B, C, H, W) → (B, 3, H, W).
 
-    log(1 + clamp(3 e / variance, 0, 1)) of the squared error e, over the largest value
-    of the batch; invalid pixels are grey.
+    The colour encodes log(1 + clamp(3 e / variance, 0, 1)), where e is the mean over channels,
+    divided by the maximum of the batch. Invalid pixels are grey.
     """
     from matplotlib import colormaps
 
@@ -46,14 +46,14 @@ def error_map(prediction: Tensor, target: Tensor, mask: Tensor, variance: float)
 
 # ---- montages -----------------------------------------------------------------------
 
-PADDING = 2  # black pixels between cells, as published
+PADDING = 2  # pixels of black between cells (as published)
 
 
 def montage(columns: Mapping[str, Tensor], cell: int = 256) -> Image.Image:
-    """A picture of labelled columns, one row a sample.
+    """Draw labelled columns of images, with one row per sample.
 
-    Each column is (B, C, H, W) in [0, 1] (clamped); one channel is shown as grey. Cells
-    are resized to `cell` pixels on the shorter side.
+    Each column is (B, C, H, W), clamped to [0, 1]. The first three channels are shown as RGB,
+    or else the first one as grey. The shorter side of each cell is resized to `cell` pixels.
     """
     cells = [_cells(values, cell) for values in columns.values()]
     rows = max(len(column) for column in cells)
@@ -84,7 +84,7 @@ def _cells(values: Tensor, cell: int) -> Tensor:
 
 
 def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest font, from what Pillow brings, in which the text fits."""
+    """Return Pillow's default font in the largest size in which the text fits."""
     for size in range(int(height * 0.7), 6, -1):
         font = ImageFont.load_default(size)
         if font.getlength(text) <= width:
@@ -93,7 +93,7 @@ def _font(text: str, width: int, height: int) -> ImageFont.FreeTypeFont | ImageF
 
 
 def in_order(paths: Sequence[str], error_after: str = "n(x)") -> list[str]:
-    """The columns of a plot: its paths, and the error map right after the prediction."""
+    """Return the columns of a plot: its paths, with "error" after the path `error_after`."""
     columns = []
     for path in paths:
         columns += [path, "error"] if path == error_after else [path]

@@ -1,9 +1,9 @@
-"""Which data, which weights, at which scale.
+"""Choice of the data, the weights and the scale of a run.
 
-What is named is used as named. Otherwise the data are those of the job's `data` folder,
-or else the embedded rooms, rendered on first use; the networks are those of its `models`
-folder, and what is not there comes from the shipped rooms networks where their scale is
-the run's.
+Folders given by the user are used as given. The default data are the job's `data` folder or,
+if that holds none, the embedded rooms, which are rendered on first use. The default networks
+are those in the job's `models` folder. Missing ones are taken from the shipped rooms networks,
+if these have the run's scale.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ DEMO_MODELS = ROOT / "assets" / "demo_models"
 
 # ---- checkpoints by name ------------------------------------------------------------
 
-# The checkpoints of rgb → target, first name first: as published, as the published training
-# table calls the depth one, and as training here names its result.
+# File names of the checkpoints of rgb → target, in order of preference. For depth: the name of
+# the published file, the name in the published training code, and the name used here.
 VARIANTS = ("baseline", "consistency")
 _STEMS = {
     "normal": ("rgb2normal",),
@@ -36,17 +36,17 @@ _STEMS = {
 
 
 def has_variants(transfer: Transfer) -> bool:
-    """Whether there are a baseline and a consistency checkpoint of the transfer."""
+    """Whether the transfer has separate baseline and consistency checkpoints."""
     return transfer.source == "rgb" and transfer.target in _STEMS
 
 
 def checkpoint_names(target: str, variant: str) -> list[str]:
-    """The names that the baseline or consistency checkpoint of rgb → `target` goes by."""
+    """Return the possible file names of rgb → `target`'s baseline or consistency checkpoint."""
     return [f"{stem}_{variant}.pth" for stem in _STEMS[target]]
 
 
 def find_file(folders: Iterable[str | Path], names: Sequence[str]) -> Path | None:
-    """The first folder's file that has one of the names."""
+    """Return the file with one of the names in the first folder that has one, or None."""
     paths = (Path(folder) / name for folder in folders for name in names)
     return next((path for path in paths if path.is_file()), None)
 
@@ -54,12 +54,12 @@ def find_file(folders: Iterable[str | Path], names: Sequence[str]) -> Path | Non
 def find_variant(
     folders: Sequence[str | Path], target: str, variant: str = "consistency"
 ) -> Path | None:
-    """The checkpoint of rgb → `target` in the first folder that has it under any name."""
+    """Return the checkpoint of rgb → `target` in the first folder that has it, or None."""
     return find_file(folders, checkpoint_names(target, variant))
 
 
 def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale | None:
-    """The scale that the first of the transfers' checkpoints at hand records, if one does."""
+    """Return the scale of the first trainable transfer's checkpoint that exists, or None."""
     for transfer in transfers:
         path = Path(models_dir) / transfer.checkpoint
         if transfer.trainable and path.is_file():
@@ -68,10 +68,10 @@ def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale |
 
 
 def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Tensor]:
-    """ResNet-50's ImageNet weights, under the names of ResNetClass.
+    """Return ResNet-50's ImageNet weights with the parameter names of ResNetClass.
 
-    From `models_dir` if the file is there, else by torchvision's own download. Raises
-    OSError where neither can be had.
+    They are read from `models_dir` if the file exists, and otherwise downloaded by
+    torchvision. Raises OSError if the download fails.
     """
     from torchvision.models import ResNet50_Weights
 
@@ -81,17 +81,21 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
     else:
         try:
             weights = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        except RuntimeError as error:  # the download's checksum is wrong
+        except RuntimeError as error:  # wrong checksum of the download
             raise OSError(str(error)) from None
     return {n if n.startswith("resnet.") else f"resnet.{n}": v for n, v in weights.items()}
 
 
-# ---- what a program uses ------------------------------------------------------------
+# ---- sources of a program -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sources:
-    """`models_dirs` are searched in order. `embedded`: on rooms, nothing having been named."""
+    """The data, models folders and scale of a run.
+
+    `models_dirs` are searched in order. `embedded` is True if no data were given and the
+    embedded rooms are used.
+    """
 
     data_dirs: list[Path]
     models_dirs: list[Path]
@@ -99,11 +103,15 @@ class Sources:
     embedded: bool
 
     def find(self, transfer: Transfer) -> Path | None:
-        """The transfer's checkpoint in the first models folder that has it."""
+        """Return the transfer's checkpoint in the first models folder that has it, or None."""
         return find_file(self.models_dirs, [transfer.checkpoint])
 
     def checkpoint(self, transfer: Transfer, needed_by: str = "") -> Path:
-        """The transfer's checkpoint; UserError naming the ways to one where there is none."""
+        """Return the transfer's checkpoint.
+
+        Raises UserError if there is none; it explains how to get one. `needed_by` is the
+        configuration or transfer that the message suggests to train.
+        """
         path = self.find(transfer)
         if path is None:
             places = " and ".join(map(str, self.models_dirs))
@@ -116,11 +124,15 @@ class Sources:
         return path
 
     def network(self, transfer: Transfer, needed_by: str = "") -> nn.Module:
-        """The transfer's network with its weights. OSError where ImageNet's can't be had."""
+        """Build the transfer's network and load its weights.
+
+        Raises UserError if there is no checkpoint, and OSError if ImageNet's weights cannot
+        be downloaded.
+        """
         network = transfer.build(self.scale)
         if isinstance(network, ResNetClass):
-            found = self.find(transfer) or self.models_dirs[0] / transfer.checkpoint
-            network.load_state_dict(imagenet_weights(found.parent, transfer))
+            path = self.find(transfer) or self.models_dirs[0] / transfer.checkpoint
+            network.load_state_dict(imagenet_weights(path.parent, transfer))
         elif transfer.checkpoint:
             load_network(network, self.checkpoint(transfer, needed_by), self.scale)
         return network
@@ -134,41 +146,41 @@ def settle(
     quiet: bool = False,
     new_models: bool = False,
 ) -> Sources:
-    """The sources of a training run; logs what was chosen and how to choose otherwise.
+    """Choose the sources of a training run. Logs the choice and the parameters that change it.
 
-    `scale` is (image_size, width, levels), each None for what the checkpoints record.
-    `new_models`: the run makes networks, so its models folder need not be there yet.
-    Raises UserError for a folder that is not there or of no use.
+    `scale` is (image_size, width, levels); None stands for the value that the checkpoints
+    record. `new_models`: the run saves networks, so the models folder need not exist yet.
+    Raises UserError if a folder does not exist or cannot be used.
     """
-    named = _named_data(job, data_dirs)
-    folders = [_rooms(job, quiet)] if named is None else named
+    given_dirs = _named_data(job, data_dirs)
+    folders = [_rooms(job, quiet)] if given_dirs is None else given_dirs
     models = Path(models_dir) if models_dir is not None else job.models_dir
-    if new_models:  # better now than after hours of training
+    if new_models:  # fail now rather than after hours of training
         check_writable(models)
     elif models_dir is not None and not models.is_dir():
         raise UserError(f"no models folder {models}")
     shipped = find_scale(SHIPPED, TRANSFERS.values())
     default = find_scale(models, TRANSFERS.values())
     if default is None:
-        default = shipped if shipped and named is None else Scale()
+        default = shipped if shipped and given_dirs is None else Scale()
     chosen = default.with_overrides(*scale)
     models_dirs = [models] + ([SHIPPED] if models_dir is None and chosen == shipped else [])
     log.info(
         "data: %s%s", ", ".join(map(str, folders)),
-        "" if named is not None else " (the embedded rooms; `data_dirs` DIR names other data)",
+        "" if given_dirs is not None else " (the embedded rooms; `data_dirs` DIR names other data)",
     )  # fmt: skip
     log.info(
         "networks: %s, weights from %s (`image_size`, `width`, `levels`, `models_dir` choose "
         "others)", chosen, ", then ".join(map(str, models_dirs)),
     )  # fmt: skip
-    return Sources(folders, models_dirs, chosen, embedded=named is None)
+    return Sources(folders, models_dirs, chosen, embedded=given_dirs is None)
 
 
 def _named_data(job: Job, data_dirs: Sequence[str] | None) -> list[Path] | None:
-    """The data folders that were named, or the job's own; None where there are neither."""
+    """Return the given data folders, or the job's own; None if there are neither."""
     if data_dirs is None:
-        own = job.data_dir.is_dir() and find_buildings([job.data_dir])
-        return [job.data_dir] if own else None
+        has_data = job.data_dir.is_dir() and find_buildings([job.data_dir])
+        return [job.data_dir] if has_data else None
     folders = [Path(d) for d in data_dirs]
     for folder in folders:
         if not folder.is_dir():
@@ -177,7 +189,7 @@ def _named_data(job: Job, data_dirs: Sequence[str] | None) -> list[Path] | None:
 
 
 def _rooms(job: Job, quiet: bool) -> Path:
-    """The folder of the embedded rooms, rendered on first use."""
+    """Return the folder of the embedded rooms, which are rendered on first use."""
     try:
         make_rooms(job.rooms_dir, quiet=quiet)
     except UserError as error:
@@ -193,9 +205,10 @@ def settle_measuring(
     labelled: bool = True,
     quiet: bool = False,
 ) -> Sources:
-    """`settle` for programs that only measure: the shipped rooms networks stand in on any data.
+    """Choose the sources of a program that only measures. Like `settle`, with two differences:
 
-    Unless `labelled`, no data set is settled on (and none rendered).
+    If the job's models folder has no networks, the shipped rooms networks are used on any
+    data. Unless `labelled`, no data set is chosen (or rendered).
     """
     models = Path(models_dir) if models_dir is not None else job.models_dir
     shipped = find_scale(SHIPPED, TRANSFERS.values())

@@ -14,7 +14,10 @@ Row = Sequence[str]
 
 
 def text_table(head: Row, rows: Sequence[Row], left: int = 1) -> str:
-    """The rows in aligned columns below a header: the first `left` columns to the left."""
+    """Format rows in aligned columns below a header.
+
+    The first `left` columns are left-aligned, the others right-aligned.
+    """
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -28,7 +31,7 @@ def text_table(head: Row, rows: Sequence[Row], left: int = 1) -> str:
 
 
 def markdown_table(head: Row, rows: Sequence[Row]) -> str:
-    """The same as Markdown."""
+    """Format rows as a Markdown table."""
     first, *others = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
     return "\n".join([first, "|" + "---|" * len(head), *others])
 
@@ -37,9 +40,9 @@ def markdown_table(head: Row, rows: Sequence[Row]) -> str:
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence | np.ndarray]) -> None:
-    """Write columns of equal length behind one of row numbers without a name (published).
+    """Write columns of equal length, after an unnamed column of row numbers (as published).
 
-    Numbers are written so that reading gives the same float64.
+    Numbers are written with enough digits to restore the same float64.
     """
 
     def write(name: Path) -> None:
@@ -53,13 +56,16 @@ def write_csv(path: Path, columns: Mapping[str, Sequence | np.ndarray]) -> None:
 
 
 def _cell(value: object) -> object:
-    if isinstance(value, float):  # np.float64 is one
+    if isinstance(value, float):  # includes np.float64
         return "" if math.isnan(value) else repr(float(value))
     return value
 
 
 def read_csv(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of numbers, {name: (N,)}; an empty cell is NaN. UserError if they are not there."""
+    """Read numeric columns as {name: (N,)}. An empty cell is NaN.
+
+    Raises UserError if the file cannot be read or a column is missing.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

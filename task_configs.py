@@ -1,7 +1,7 @@
-"""The domains: one row each, how their files are read and where they are invalid.
+"""The table of domains, `TASKS`: how their files are decoded and which pixels are invalid.
 
-`TASKS` is the table. An `ImageTask` turns a file into a float32 tensor (C, S, S) and
-knows the value that marks invalid pixels. Encodings: docs/encodings.md.
+An `ImageTask` decodes a file to a float32 tensor (C, S, S). It also knows the value that
+marks invalid pixels. docs/encodings.md describes the file encodings.
 """
 
 import struct
@@ -22,17 +22,17 @@ from torchvision.transforms import functional as TF
 
 from utils import UserError, nearest
 
-LARGEST_FILE = 8192 * 8192  # pixels of an image file
-LARGEST = 4096 * 4096  # pixels of an image once it is resized
-# EPS is not among them: Pillow starts another program to read it.
+LARGEST_FILE = 8192 * 8192  # maximum number of pixels in an image file
+LARGEST = 4096 * 4096  # maximum number of pixels after resizing
+# EPS is excluded because Pillow runs an external program (Ghostscript) to read it.
 FORMATS = "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"
-# What Pillow's decoders raise on broken files.
+# Exceptions that Pillow's decoders raise on broken files.
 READ_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError,
     MemoryError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
-# ---- file transforms: (C, S, S) raw values → (C, S, S) float32 -----------------------
+# ---- transforms of file values: (C, S, S) → (C, S, S) float32 ------------------------
 
 
 def identity(x: Tensor) -> Tensor:
@@ -40,55 +40,58 @@ def identity(x: Tensor) -> Tensor:
 
 
 def clamp_maximum(x: Tensor, maximum: float) -> Tensor:
-    """Integers to [0, 1], everything from `maximum` on being 1."""
+    """Divide by `maximum` and clamp to [0, 1]."""
     return (x.float() / maximum).clamp(0, 1)
 
 
-SIGMA = 2.0  # pixels, of the Gaussian in `blur`
+SIGMA = 2.0  # standard deviation in pixels of the Gaussian in `blur`
 
 
 def blur(x: Tensor, maximum: float, sigma: float = SIGMA) -> Tensor:
-    """Gaussian, then x^0.8 / maximum^0.8, clamped to [0, 1].
+    """Apply a Gaussian filter, then x^0.8 / maximum^0.8, clamped to [0, 1].
 
-    The Gaussian runs on 32-bit integers, so each of its two passes truncates: so did
-    the published one, and the published networks were trained on its output.
+    The filter works on 32-bit integers, so each of its two passes truncates. The published
+    code does the same, and the published networks were trained on its output.
     """
     return raise_to_power(smooth(x, sigma), maximum)
 
 
 def smooth(x: Tensor, sigma: float = SIGMA) -> Tensor:
-    """The Gaussian of `blur`: (1, S, S) int32 → the same."""
+    """Apply the Gaussian filter of `blur`: (1, S, S) int32 → (1, S, S) int32."""
     return torch.from_numpy(ndimage.gaussian_filter(x[0].numpy(), sigma=sigma))[None]
 
 
 def raise_to_power(x: Tensor, maximum: float) -> Tensor:
-    """The last step of `blur`, for integers from 0 in any shape.
+    """Return x^0.8 / maximum^0.8, clamped to [0, 1], for non-negative integers of any shape.
 
-    A table gives each integer the same float wherever it stands: torch's own power can
-    differ in the last bit between the middle and the end of a tensor.
+    A lookup table makes the result independent of an element's position. torch.pow does not:
+    its vectorised and scalar code paths can differ in the last bit.
     """
     return torch.from_numpy(_powers(maximum).take(x.numpy(), mode="clip"))
 
 
 @cache
 def _powers(maximum: float) -> np.ndarray:
-    """raise_to_power of 0, 1, …, until it is 1 for good."""
+    """Lookup table for `raise_to_power`: 0, 1, … up to where the result stays 1."""
     x = torch.arange(16 * (int(maximum) // 16 + 2), dtype=torch.float32)
     return (x**0.8 / maximum**0.8).clamp(0, 1).numpy()
 
 
 def sobel(x: Tensor) -> Tensor:
-    """Edge strength of the channel mean blurred by σ = 2 pixels: (3, S, S) → (1, S, S)."""
-    smooth = ndimage.gaussian_filter(x.numpy().mean(axis=0), sigma=2)
-    across = ndimage.sobel(smooth, axis=0, mode="constant")
-    down = ndimage.sobel(smooth, axis=1, mode="constant")
+    """Sobel gradient magnitude of the channel mean, blurred with σ = 2 pixels.
+
+    (3, S, S) → (1, S, S).
+    """
+    blurred = ndimage.gaussian_filter(x.numpy().mean(axis=0), sigma=2)
+    across = ndimage.sobel(blurred, axis=0, mode="constant")
+    down = ndimage.sobel(blurred, axis=1, mode="constant")
     return torch.from_numpy(np.hypot(across, down))[None]
 
 
 def check_size(size: tuple[int, int], image_size: int) -> None:
-    """ValueError for an image of too many pixels, or of too many once it is resized.
+    """Raise ValueError if an image is too large, either in the file or after resizing.
 
-    A file of a few kilobytes can claim either, and take all memory.
+    This protects against small files that claim huge dimensions and would exhaust memory.
     """
     width, height = size
     if width * height > LARGEST_FILE:
@@ -99,7 +102,7 @@ def check_size(size: tuple[int, int], image_size: int) -> None:
 
 @contextmanager
 def open_file(path: str | Path, image_size: int) -> Iterator[Image.Image]:
-    """An image file opened to be read, one in `FORMATS`, and not too large for `image_size`.
+    """Open an image file of one of the `FORMATS`, after checking its dimensions.
 
     Raises one of READ_ERRORS.
     """
@@ -112,22 +115,25 @@ def open_file(path: str | Path, image_size: int) -> Iterator[Image.Image]:
 
 
 def valid_mask(target: Tensor, value: float, tolerance: float = 1e-3) -> Tensor:
-    """Where `target` (B, C, H, W) holds data: bool of the same shape, True = valid.
+    """Return the mask of valid pixels of `target` (B, C, H, W): bool, same shape.
 
-    A pixel is invalid where every one of its first three channels is within
-    `tolerance` of `value`, and so is all within two pixels of such a one.
+    A pixel is invalid if each of its first three channels is within `tolerance` of `value`,
+    or if it lies in the 5 × 5 neighbourhood of such a pixel.
     """
     invalid = ((target[:, :3] - value).abs() <= tolerance).all(dim=1, keepdim=True)
-    grown = F.max_pool2d(invalid.to(torch.float32), kernel_size=5, stride=1, padding=2)
-    return (grown == 0).expand_as(target)
+    dilated = F.max_pool2d(invalid.to(torch.float32), kernel_size=5, stride=1, padding=2)
+    return (dilated == 0).expand_as(target)
 
 
-# ---- the tasks ----------------------------------------------------------------------
+# ---- tasks --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """The factors of one draw of brightness, contrast, saturation and hue, in order."""
+    """One sample of the colour jitter.
+
+    `order` gives the order of the steps: 0 brightness, 1 contrast, 2 saturation, 3 hue.
+    """
 
     order: tuple[int, ...]
     brightness: float
@@ -149,13 +155,17 @@ class ColourJitter:
 
 @dataclass(frozen=True, eq=False)
 class ImageTask:
-    """One domain. Equal to another of the same name, and to nothing else.
+    """A domain and the encoding of its files. Two tasks are equal if their names are equal.
 
-    `folder` and `tag` are the domain's names in paths, the task's own unless given.
-    `deep` tells whether its files are 16-bit grey (default: where it has one channel) or
-    8-bit colour; `transform` takes their values, integers or [0, 1], to the domain's.
-    `mask_value` marks invalid pixels after loading (−1: there are none). `variance`
-    scales the error map's squared error. `blur_radius` blurs the image file first.
+    `folder`, `tag`: the domain's names in file paths; by default the task's name.
+    `deep`: True if the files are 16-bit grey, False if they are 8-bit colour. By default
+    True for domains of one channel.
+    `transform`: maps file values (16-bit integers, or 8-bit values scaled to [0, 1]) to the
+    domain's values.
+    `mask_value`: the value of invalid pixels after loading; −1 if there are none.
+    `variance`: divides the squared error in error maps.
+    `blur_radius`: radius in pixels of a Gaussian blur applied to the file first.
+    `classes`: the number of classes if the files hold 8-bit labels, else 0.
     """
 
     name: str
@@ -183,16 +193,16 @@ class ImageTask:
         return self.name
 
     def path(self, data_dir: Path, building: str, view: str) -> Path:
-        """Where the published layout keeps this domain of a view (others: loading.layouts)."""
+        """Return the file of a view in the published layout. Others: `loading.layouts`."""
         name = f"{view}_domain_{self.tag}.png"
         return Path(data_dir) / f"{building}_{self.folder}" / self.folder / name
 
     def blurred(self, radius: float) -> "ImageTask":
-        """The same domain of images blurred by a Gaussian of `radius` pixels."""
+        """Return this task with a Gaussian blur of `radius` pixels applied to the files."""
         return replace(self, name=f"{self.name}blur", blur_radius=radius)
 
     def mask(self, target: Tensor) -> Tensor:
-        """`valid_mask` of `target` (B, C, H, W) at this domain's mask value."""
+        """Return `valid_mask` of `target` (B, C, H, W) for this domain's mask value."""
         return valid_mask(target, self.mask_value)
 
     def load(
@@ -202,12 +212,13 @@ class ImageTask:
         crop: int | None = None,
         jitter: ColourJitter | None = None,
     ) -> Tensor:
-        """The domain of one file as (C, S, S) float32, S = `image_size`.
+        """Load one file as (C, S, S) float32, where S is `image_size`.
 
-        A centre crop of `crop` file pixels first, if given; then the shorter side is
-        resized to S (bilinear, antialiased; labels by nearest neighbour) and the centre
-        cut out. `jitter` is applied to rgb alone. Raises one of READ_ERRORS for a file that
-        cannot be read or is too large, ValueError for one in the wrong encoding.
+        If `crop` is given, the image is first centre-cropped to `crop` file pixels. Then its
+        shorter side is resized to S (bilinear and antialiased; nearest neighbour for labels)
+        and the centre square is cropped. `jitter` is applied to rgb only. Raises one of
+        READ_ERRORS if the file cannot be read or is too large, and ValueError if its encoding
+        is wrong.
         """
         with open_file(path, image_size) as image:
             return self.decode(self.encode(image, image_size, crop, jitter))
@@ -219,12 +230,12 @@ class ImageTask:
         crop: int | None = None,
         jitter: ColourJitter | None = None,
     ) -> Tensor:
-        """`load` of an opened file up to its last, pointwise step: what `decode` takes.
+        """Do all steps of `load` except the last, pointwise one, which `decode` does.
 
-        (3, S, S) uint8 for 8-bit colours, (1, S, S) uint8 for labels, (1, S, S) int32 from
-        0 to 65535 for 16 bits. Where the transform ends in no pointwise step that is known
-        here (sobel, a transform of one's own), its result: (C, S, S) float32. `image` stays
-        as it is, so that several domains can be made of one file.
+        Returns (3, S, S) uint8 for 8-bit colour, (1, S, S) uint8 for labels, and (1, S, S)
+        int32 in 0 … 65535 for 16-bit files. Transforms without a known pointwise last step
+        (sobel and user-defined ones) are applied completely: (C, S, S) float32. `image` is
+        not modified, so several domains can be made from one opened file.
         """
         image = self._as_encoded(image)
         if self.blur_radius:
@@ -233,8 +244,12 @@ class ImageTask:
             image = TF.center_crop(image, [crop, crop])
         if jitter is not None and self.name == "rgb":
             image = jitter(image)
-        how = TF.InterpolationMode.NEAREST if self.classes else TF.InterpolationMode.BILINEAR
-        image = TF.center_crop(TF.resize(image, [image_size], how), [image_size, image_size])
+        interpolation = (
+            TF.InterpolationMode.NEAREST if self.classes else TF.InterpolationMode.BILINEAR
+        )
+        image = TF.center_crop(
+            TF.resize(image, [image_size], interpolation), [image_size, image_size]
+        )
         deep = image.mode == "I"
         raw = torch.from_numpy(np.array(image, np.int32))[None] if deep else TF.pil_to_tensor(image)
         if self.classes or self._function in (identity, clamp_maximum):
@@ -246,7 +261,10 @@ class ImageTask:
         return values[:3].contiguous()
 
     def decode(self, values: Tensor) -> Tensor:
-        """The last step of `load`: what `encode` gave, or a batch of it, → (…, C, S, S) float32."""
+        """Do the last step of `load` on the result of `encode` or a batch of such results.
+
+        Returns (…, C, S, S) float32.
+        """
         if self.classes:
             labels = values[..., 0, :, :].long()
             labels[labels >= self.classes] = 0
@@ -266,19 +284,22 @@ class ImageTask:
         return getattr(self.transform, "keywords", {})
 
     def _as_encoded(self, image: Image.Image) -> Image.Image:
-        """The image in a mode its encoding allows: "I" for 16 bits, RGB(A), or labels."""
+        """Convert the image to the mode of its encoding: "I" for 16 bits, RGB(A), or labels.
+
+        Raises ValueError if the file has another encoding.
+        """
         file = getattr(image, "filename", "the image")
         deep = image.mode.startswith("I")
-        expected = self.channels == 1 if self.deep is None else self.deep
+        expects_deep = self.channels == 1 if self.deep is None else self.deep
         if self.classes:
             if not deep and image.mode not in ("L", "P"):
                 raise ValueError(f"{file}: {self.name} is an 8-bit PNG of labels, not {image.mode}")
             return image.convert("L") if image.mode != "P" else image
-        if expected:
+        if expects_deep:
             if not deep:
                 raise ValueError(f"{file}: {self.name} is a 16-bit grey PNG, not {image.mode}")
-            # "I;16" would reach the tensor as int16, where 65535 is −1 and all above
-            # 32767 is negative: the depth mask and the strongest keypoints would vanish.
+            # Mode "I;16" would become int16, in which values above 32767 are negative and
+            # 65535 is −1. The depth mask and the strongest keypoints would be lost.
             return image.convert("I")
         grey = image.mode in ("1", "L", "LA") and self.name in ("normal", "principal_curvature")
         if deep or grey or image.mode == "F":
@@ -292,7 +313,7 @@ def _table(*tasks: ImageTask) -> dict[str, ImageTask]:
 
 TASKS = _table(
     ImageTask("rgb"),
-    ImageTask("imagenet", mask_value=0.0),  # a domain of features: it has no files
+    ImageTask("imagenet", mask_value=0.0),  # ResNet features; there are no files
     ImageTask("normal", mask_value=0.502),
     ImageTask("principal_curvature", mask_value=0.0),
     ImageTask(
@@ -314,7 +335,7 @@ TASKS = _table(
 
 
 def get_task(name: str) -> ImageTask:
-    """The task of that name; a UserError naming the known ones otherwise."""
+    """Return the task of that name. Raises UserError, which lists the known names."""
     if name not in TASKS:
         raise UserError(f"no task {name!r}{nearest(name, TASKS)} (there are: {', '.join(TASKS)})")
     return TASKS[name]

@@ -1,7 +1,7 @@
-"""The transfers: one row each, which network carries one domain into another.
+"""The table of transfers, `TRANSFERS`: networks that map one domain to another.
 
-`TRANSFERS` is the table of the published system. Channels follow from the tasks; a
-row's checkpoint is `{source}2{target}.pth` unless it names another file.
+It lists the networks of the published system. The numbers of channels follow from the tasks.
+A row's checkpoint is `{source}2{target}.pth` unless the row names another file.
 """
 
 import math
@@ -18,17 +18,17 @@ from utils import UserError, nearest
 
 Edge = tuple[str, str]
 
-FULL_SIZE, FULL_WIDTH, FULL_LEVELS = 256, 16, 6  # the published networks
+FULL_SIZE, FULL_WIDTH, FULL_LEVELS = 256, 16, 6  # scale of the published networks
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of images, and the width and depth of networks, for all of the table.
+    """The image size, and the width and depth of all networks in the table.
 
-    At (256, 16, 6) the networks are the published ones. `levels` is how often the deepest
-    of them halves the image; where it is less than 6, each loses as many levels as that.
-    By default it is 6 less the image's halvings from 256, so the bottleneck keeps its size
-    in pixels; larger images keep the published depth.
+    (256, 16, 6) gives the published networks. `levels` is the number of times the deepest
+    network halves the image. If it is 6 − n, every network has n levels fewer than published.
+    By default, n is the number of times the image size was halved from 256, so the bottleneck
+    keeps its size in pixels. Larger images keep the published depth.
     """
 
     image_size: int = FULL_SIZE
@@ -51,17 +51,23 @@ class Scale:
             )
 
     def depth(self, published: int) -> int:
-        """How often a network halves the image that halves it `published` times at 256."""
+        """Return the number of halvings at this scale for a network with `published` ones."""
         return max(1, published - (FULL_LEVELS - self.levels))
 
     def fits(self, other: "Scale") -> bool:
-        """Whether networks of the two have the same weights, whatever the images' size."""
+        """Whether networks of both scales have weights of the same shapes.
+
+        The image size is not compared.
+        """
         return (self.width, self.levels) == (other.width, other.levels)
 
     def with_overrides(
         self, image_size: int | None = None, width: int | None = None, levels: int | None = None
     ) -> "Scale":
-        """This scale with what is given in its place; another size has its own default depth."""
+        """Return this scale with the given values replaced.
+
+        Another image size has its own default depth, unless `levels` is given.
+        """
         size = self.image_size if image_size is None else image_size
         if levels is None and size == self.image_size:
             levels = self.levels
@@ -69,9 +75,9 @@ class Scale:
 
     @classmethod
     def of(cls, record: Mapping) -> "Scale":
-        """The scale that a checkpoint records; the published one where it records none.
+        """Read the scale from a checkpoint's record; by default, the published scale.
 
-        Raises UserError for numbers that no scale has.
+        Raises UserError for invalid numbers.
         """
         if "image_size" not in record or "width" not in record:
             return cls()
@@ -81,11 +87,11 @@ class Scale:
         return cls(*values)
 
     def as_parameters(self) -> str:
-        """The parameters that choose it."""
+        """Return the parameters that select this scale, for messages."""
         return f"`image_size` {self.image_size} `width` {self.width} `levels` {self.levels}"
 
     def record(self) -> dict[str, int]:
-        """What a checkpoint or a table records of it; `of` reads it."""
+        """Return the entries stored in checkpoints and result files, which `of` reads."""
         return {"image_size": self.image_size, "width": self.width, "levels": self.levels}
 
     def __str__(self) -> str:
@@ -96,13 +102,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One edge of the graph: a row of the table.
+    """An edge of the graph: one row of the table.
 
-    `network` makes an `nn.Module` (B, in_channels, H, W) → (B, out_channels, H, W); it is
-    called with the keywords in_channels, out_channels, downsample (how often to halve the
-    image) and width (channels of the first level), and may ignore those that say nothing to
-    it. `downsample` is the depth at 256 pixels, `file` the checkpoint's name where it is not
-    {source}2{target}.pth. `trainable`: whether it has weights that training here can make.
+    `network` builds an `nn.Module` (B, in_channels, H, W) → (B, out_channels, H, W). It is
+    called with the keywords in_channels, out_channels, downsample (number of times the image
+    is halved) and width (channels of the first level). It may ignore any of them.
+    `downsample` is the depth at 256 pixels. `file` is the checkpoint's name if it is not
+    {source}2{target}.pth. `trainable` is False for formulas and for the ImageNet network.
     """
 
     source: str
@@ -118,16 +124,16 @@ class Transfer:
 
     @cached_property
     def name(self) -> str:
-        """How the command line calls it: "normal2principal_curvature"."""
+        """The transfer's name on the command line, e.g. "normal2principal_curvature"."""
         return f"{self.source}2{self.target}"
 
     @property
     def checkpoint(self) -> str:
-        """The file of its weights in the models folder; "" for a formula."""
+        """The file name of its weights in the models folder; "" for a formula."""
         return self.file or (f"{self.name}.pth" if self.trainable else "")
 
     def build(self, scale: Scale) -> nn.Module:
-        """The network at this scale, with fresh weights."""
+        """Build the network at this scale with randomly initialised weights."""
         return self.network(
             in_channels=get_task(self.source).channels,
             out_channels=get_task(self.target).channels,
@@ -144,7 +150,7 @@ _UNet, _Reshade = modules.UNet, modules.UNetReshade
 
 
 def _imagenet(source: str) -> Transfer:
-    """The row of ImageNet's network, whose file is called as torchvision calls it."""
+    """Return the row of the ImageNet network; its file has torchvision's name."""
     file = "resnet50-0676ba61.pth"
     return Transfer(source, "imagenet", modules.ResNetClass, file=file, trainable=False)
 
@@ -193,9 +199,9 @@ TRANSFERS = _table(
 
 
 def get_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
-    """The row of the edge; else, where `models_dir` has its default file, a generic UNet.
+    """Return the edge's row, or a generic UNet if `models_dir` holds a checkpoint for it.
 
-    Raises UserError naming the targets that `source` has.
+    Raises UserError otherwise, which lists the known targets of `source`.
     """
     if (source, target) in TRANSFERS:
         return TRANSFERS[source, target]
@@ -210,12 +216,12 @@ def get_transfer(source: str, target: str, models_dir: str | Path | None = None)
 
 
 def generic_transfer(source: str, target: str) -> Transfer:
-    """The published fallback for an edge without a row, used where its file exists."""
+    """Return the UNet that the published code uses for an edge without a row."""
     file = f"{source}2{target}_new.pth" if "keypoints2d" in (source, target) else ""
     deep = (source, target) == ("principal_curvature", "depth_zbuffer")
     return Transfer(source, target, modules.UNet, 6 if deep else 5, file)
 
 
 def transfer_by_name(name: str) -> Transfer | None:
-    """The row that the command line calls "normal2principal_curvature", if there is one."""
+    """Return the row with a name such as "normal2principal_curvature", or None."""
     return {row.name: row for row in TRANSFERS.values()}.get(name)

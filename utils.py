@@ -1,4 +1,4 @@
-"""What every program shares: the command line, errors, the log, the job, seeds."""
+"""Helpers shared by all programs: command line, errors, log, job settings, random seeds."""
 
 import difflib
 import inspect
@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
 
-# What a library has to say. A program's command line prints it (info on standard output,
-# warnings and errors on standard error); elsewhere Python's logging decides.
+# Libraries log here instead of printing. `command_line` prints info to standard output, and
+# warnings and errors to standard error. Other users configure it through Python's logging.
 log = logging.getLogger("xtconsistency")
 
 Item = TypeVar("Item")
@@ -34,21 +34,21 @@ Item = TypeVar("Item")
 
 
 class UserError(ValueError):
-    """Something the user can mend: on the command line one sentence, exit status 2.
+    """An error that the user can fix. The command line prints one line and exits with status 2.
 
-    A parameter's name stands in backticks (`image_size`), which the command line shows as
-    the program's flag (--image-size).
+    Messages put parameter names in backticks (`image_size`). The command line prints them as
+    flags (--image-size).
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean X?"`, or nothing where no known name resembles `name`."""
+    """Return `"; did you mean X?"` for the closest known name, or "" if none is similar."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def check_one_of(parameter: str, value: str, known: Sequence[str]) -> None:
-    """Raise UserError where `value` is none of the known values of a parameter."""
+    """Raise UserError if `value` is not one of the `known` values of a parameter."""
     if value not in known:
         raise UserError(
             f"`{parameter}` is {' or '.join(known)}, not {value}{nearest(value, known)}"
@@ -56,14 +56,14 @@ def check_one_of(parameter: str, value: str, known: Sequence[str]) -> None:
 
 
 def check_positive(**values: float | None) -> None:
-    """Raise UserError where a parameter's value is 0 or less; None stands for its default."""
+    """Raise UserError if a parameter is 0 or negative. None (use the default) is accepted."""
     for name, value in values.items():
         if value is not None and value <= 0:
             raise UserError(f"`{name}` has to be more than 0, not {value}")
 
 
 def reason_of(error: BaseException) -> str:
-    """Why it was raised, in one line without the file's name: for the end of a sentence."""
+    """Return the cause of an error in one line, without the file name."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.strip().splitlines()[0].strip() if text.strip() else type(error).__name__
 
@@ -72,13 +72,15 @@ def reason_of(error: BaseException) -> str:
 
 
 def command_line(main: Callable) -> None:
-    """Run `main` with the flags of this process, and exit with its status.
+    """Run `main` with this process's command-line arguments, and exit with its status.
 
-    Python Fire reads the flags; this adds what it leaves out: an unknown flag is an
-    error that names the nearest known one *before* anything runs, values are converted by
-    the type hints of `main` (text stays as it was typed), a `UserError` becomes one line
-    and status 2, and --help is the docstring. Keyword-only parameters of `main` are flags,
-    the others words.
+    Keyword-only parameters of `main` are flags; the others are positional arguments. Python
+    Fire parses the arguments. This function adds:
+
+    - An unknown flag is an error that suggests the closest known flag, before `main` runs.
+    - Values are converted according to the type hints of `main`. Strings are not changed.
+    - A `UserError` is printed as one line, with exit status 2.
+    - --help prints the docstring of `main`.
     """
     arguments = sys.argv[1:]
     try:
@@ -98,43 +100,43 @@ def command_line(main: Callable) -> None:
 
 
 def folding_flags(main: Callable) -> Callable:
-    """Decorates a program's `main` whose keyword parameters are dataclasses of options.
+    """Decorate a `main` that has parameters whose types are dataclasses of options.
 
-    The result takes the dataclasses' fields as flags of their own, flat, and folds them
-    into the dataclasses. Help shows each dataclass's flags together, under the first line
-    of its docstring; their texts stand in its "Args:".
+    The decorated function takes every dataclass field as a separate flag, and passes
+    dataclass instances to `main`. --help groups the flags by dataclass, below the first line
+    of its docstring. The help texts come from the "Args:" section of the same docstring.
     """
     signature, hints = inspect.signature(main), typing.get_type_hints(main)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    flat: list[inspect.Parameter] = []
-    described, entries = (inspect.getdoc(main) or "").partition("\nArgs:\n")[::2]
+    flat_parameters: list[inspect.Parameter] = []
+    description, argument_docs = (inspect.getdoc(main) or "").partition("\nArgs:\n")[::2]
     headings: dict[str, str] = {}
     for name, parameter in signature.parameters.items():
         if name not in groups:
-            flat.append(parameter.replace(annotation=hints[name]))
+            flat_parameters.append(parameter.replace(annotation=hints[name]))
             continue
         title, _, text = (inspect.getdoc(groups[name]) or "").partition("\n")
-        entries += "\n" + text.partition("Args:\n")[2]
+        argument_docs += "\n" + text.partition("Args:\n")[2]
         types = typing.get_type_hints(groups[name])
         headings[fields(groups[name])[0].name] = title.removesuffix(".")
-        flat += [
+        flat_parameters += [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
                               annotation=types[f.name])
             for f in fields(groups[name])
         ]  # fmt: skip
-    whole = signature.replace(parameters=flat)
+    flat_signature = signature.replace(parameters=flat_parameters)
 
     def folded(*args, **kwargs):
-        bound = whole.bind(*args, **kwargs)
-        bound.apply_defaults()
-        values = dict(bound.arguments)
+        arguments = flat_signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        values = dict(arguments.arguments)
         for name, group in groups.items():
             values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
         return main(**values)
 
-    folded.__signature__ = whole  # type: ignore[attr-defined]
-    folded.__annotations__ = {p.name: p.annotation for p in flat}
-    folded.__doc__ = f"{described.rstrip()}\n\nArgs:\n{entries}"
+    folded.__signature__ = flat_signature  # type: ignore[attr-defined]
+    folded.__annotations__ = {p.name: p.annotation for p in flat_parameters}
+    folded.__doc__ = f"{description.rstrip()}\n\nArgs:\n{argument_docs}"
     folded.__name__, folded.__module__ = main.__name__, main.__module__
     folded.headings = headings  # type: ignore[attr-defined]
     return folded
@@ -145,13 +147,13 @@ def _flag(name: str) -> str:
 
 
 def _with_flags(text: str, main: Callable) -> str:
-    """The text with the parameters of `main` that stand in backticks as its flags."""
+    """Replace parameter names of `main` in backticks by the corresponding flags."""
     known = inspect.signature(main).parameters
     return re.sub(r"`(\w+)`", lambda m: _flag(m[1]) if m[1] in known else m[0], text)
 
 
 class _Console(logging.Handler):
-    """Prints the log's lines so that progress bars stay whole."""
+    """Print log records without breaking progress bars."""
 
     def __init__(self, main: Callable) -> None:
         super().__init__()
@@ -166,7 +168,7 @@ class _Console(logging.Handler):
 
 @contextmanager
 def logged_to_console(main: Callable) -> Iterator[None]:
-    """Print the log as `main`'s command line does, and nowhere else, as long as the block runs."""
+    """Within the block, print the log as the command line of `main` does, and nowhere else."""
     handlers, level = log.handlers, log.level
     log.handlers = [_Console(main)]
     log.setLevel(logging.INFO)
@@ -178,9 +180,9 @@ def logged_to_console(main: Callable) -> Iterator[None]:
 
 
 def help_text(main: Callable, program: str) -> str:
-    """What --help prints: the docstring of `main`, its "Args:" as a list of words and flags.
+    """Return the text of --help: the docstring of `main` with "Args:" as a list of arguments.
 
-    A flag's default stands behind its text unless that names one.
+    A flag's default value is appended unless its text already contains the word "default".
     """
     description, _, arguments = (inspect.getdoc(main) or "").partition("\nArgs:\n")
     entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
@@ -210,58 +212,60 @@ def help_text(main: Callable, program: str) -> str:
 
 
 def _hints(main: Callable) -> dict[str, set[type]]:
-    """The types that each parameter takes, beside None: {name: {bool, str, …}}."""
-    found = {}
+    """Return the types that each parameter accepts, except None: {name: {bool, str, …}}."""
+    types_by_name = {}
     for name, hint in typing.get_type_hints(main).items():
-        kinds = typing.get_args(hint) if typing.get_origin(hint) is not list else (list,)
-        found[name] = {typing.get_origin(k) or k for k in kinds or (hint,)} - {type(None)}
-    return found
+        members = typing.get_args(hint) if typing.get_origin(hint) is not list else (list,)
+        types_by_name[name] = {
+            typing.get_origin(member) or member for member in members or (hint,)
+        } - {type(None)}
+    return types_by_name
 
 
-def _value_name(name: str, kinds: set[type]) -> str:
-    """How help calls the value of a flag: " N" for a number, else by the flag's last word."""
-    if bool in kinds:
-        return " [VALUE]" if str in kinds else ""
-    return " N" if kinds & {int, float} else f" {name.split('_')[-1].upper()}"
+def _value_name(name: str, types: set[type]) -> str:
+    """Return the placeholder for a flag's value in --help: " N", or the flag's last word."""
+    if bool in types:
+        return " [VALUE]" if str in types else ""
+    return " N" if types & {int, float} else f" {name.split('_')[-1].upper()}"
 
 
 def _check_words(main: Callable, arguments: Sequence[str]) -> None:
-    """Raise UserError for words and flags that `main` does not take, and for lacking ones."""
+    """Raise UserError for arguments that `main` does not accept, and for missing ones."""
     hints, parameters = _hints(main), inspect.signature(main).parameters
     flags = {_flag(name): p for name, p in parameters.items()}
     words = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    needed = {flag for flag, p in flags.items() if p.default is p.empty}
+    missing = {flag for flag, p in flags.items() if p.default is p.empty}
     queue = list(arguments)
     while queue:
         token = queue.pop(0)
-        short = [flag for flag in flags if token.partition("=")[0] == flag[1:3]]
-        if len(short) == 1:  # Fire takes a letter for the one flag that begins with it
-            token = short[0] + token[2:]
+        matches = [flag for flag in flags if token.partition("=")[0] == flag[1:3]]
+        if len(matches) == 1:  # Fire accepts -x for the only flag that begins with x
+            token = matches[0] + token[2:]
         if not token.startswith("--"):
             if not words:
                 raise UserError(f"unexpected word {token!r}: the flags are {', '.join(flags)}")
-            needed.discard(_flag(words.pop(0).name))
+            missing.discard(_flag(words.pop(0).name))
             continue
         flag, equals, _ = token.partition("=")
         flag = flag.replace("_", "-")
         if flag not in flags:
             raise UserError(f"unknown flag {flag}{nearest(flag, flags)} (--help lists the flags)")
-        needed.discard(flag)
-        kinds = hints[flags[flag].name]
-        if bool in kinds:
-            optional = str in kinds  # such a switch may have a value
-            if queue and (queue[0] in ("True", "False") or optional and queue[0][:2] != "--"):
+        missing.discard(flag)
+        types = hints[flags[flag].name]
+        if bool in types:
+            takes_value = str in types  # a switch of type bool | str may have a value
+            if queue and (queue[0] in ("True", "False") or takes_value and queue[0][:2] != "--"):
                 queue.pop(0)
         elif not equals and (not queue or queue.pop(0).startswith("--")):
             raise UserError(f"{flag} needs a value")
     for flag, parameter in flags.items():
-        if flag in needed:
+        if flag in missing:
             name = flag if parameter.kind is parameter.KEYWORD_ONLY else parameter.name
             raise UserError(f"{name} is needed (--help says more)")
 
 
 def _converting(main: Callable) -> Callable:
-    """`main` for Fire: it gets every value as typed, and converts it by the type hints."""
+    """Wrap `main` for Fire: take every value as a string and convert it by the type hints."""
     signature, hints = inspect.signature(main), _hints(main)
 
     def run(*args, **kwargs):
@@ -276,26 +280,26 @@ def _converting(main: Callable) -> Callable:
     return SetParseFns(**dict.fromkeys(signature.parameters, str))(run)
 
 
-def _converted(name: str, kinds: set[type], text: str):
-    """The value that a flag's text stands for; UserError where it is none of its types."""
-    if bool in kinds and text in ("True", "False"):
+def _converted(name: str, types: set[type], text: str):
+    """Convert the text of a flag to one of its types. Raise UserError if that fails."""
+    if bool in types and text in ("True", "False"):
         return text == "True"
-    if list in kinds:
+    if list in types:
         return text.split(",")
-    if str in kinds:
+    if str in types:
         return text
-    if bool in kinds:
+    if bool in types:
         raise UserError(f"{_flag(name)} is a switch and takes no value, not {text!r}")
-    whole = re.fullmatch(r"[+-]?\d{1,300}", text) is not None
+    is_integer = re.fullmatch(r"[+-]?\d{1,300}", text) is not None
     try:
-        number = int(text) if whole else float(text)
+        number = int(text) if is_integer else float(text)
     except ValueError:
         number = math.nan
-    if float in kinds:
+    if float in types:
         if not math.isfinite(number):
             raise UserError(f"{_flag(name)} takes a number, not {text!r}")
         return float(number)
-    if not whole and not float(number).is_integer():
+    if not is_integer and not float(number).is_integer():
         raise UserError(f"{_flag(name)} takes a whole number, not {text!r}")
     return int(number)
 
@@ -305,7 +309,7 @@ def _converted(name: str, kinds: set[type], text: str):
 
 @dataclass(frozen=True)
 class Job:
-    """The name of the job (Visdom's environment too) and the folder its data stand in."""
+    """The name of the job, which is also its Visdom environment, and its base folder."""
 
     name: str
     base_dir: Path
@@ -328,10 +332,11 @@ class Job:
 
 
 def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
-    """The job of `config/jobinfo.txt`: `name, base_dir` or the published `name, 0, base_dir`.
+    """Read the job from a file: `name, base_dir`, or `name, 0, base_dir` as published.
 
-    A relative base folder is relative to the current folder. The published middle field
-    (a resume number that the published code reads and never uses) is ignored here too.
+    A relative base folder is relative to the current folder. The middle field is ignored: it
+    is a resume number that the published code reads but never uses. Raises UserError if the
+    file cannot be read or has another format.
     """
     try:
         fields = [field.strip() for field in Path(path).read_text().strip().split(",")]
@@ -350,13 +355,13 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch (every device)."""
+    """Seed the random generators of Python, NumPy and PyTorch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
-    """At most `count` of the items, evenly spaced; all of them where it is None."""
+    """Return at most `count` evenly spaced items, or all items if `count` is None."""
     count = min(count or len(items), len(items))
     return [items[i * len(items) // count] for i in range(count)]

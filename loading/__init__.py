@@ -1,1 +1,1 @@
-"""Files on disk: layouts of data folders, packs, photographs, archives."""
+"""Reading of files: data folders, packs, photographs, archives, downloads."""

@@ -1,4 +1,4 @@
-"""Unpacks archives that came from elsewhere: nothing of them lands outside their folder."""
+"""Safe unpacking of untrusted archives: nothing is written outside the target folder."""
 
 import os
 import shutil
@@ -14,8 +14,10 @@ from typing import IO, NamedTuple
 
 from utils import UserError
 
-# An archive of images or weights hardly shrinks: what unpacks to far more is a bomb.
+# Limit of the unpacked size: archive size × LARGEST_RATIO + ALWAYS_ALLOWED bytes. Images and
+# weights hardly compress, so an archive that exceeds it is a decompression bomb.
 LARGEST_RATIO, ALWAYS_ALLOWED = 20, 64 * 2**20
+# Exceptions that reading a broken archive raises.
 BROKEN = (
     OSError, EOFError, ValueError, RuntimeError, LookupError, zlib.error, tarfile.TarError,
     zipfile.BadZipFile, OverflowError,
@@ -23,7 +25,7 @@ BROKEN = (
 
 
 class Member(NamedTuple):
-    """A file in an archive. `open` gives its bytes."""
+    """A file in an archive. `open` returns a stream of its content."""
 
     name: str
     size: int
@@ -31,55 +33,58 @@ class Member(NamedTuple):
 
 
 def unpack(archive: str | Path, folder: str | Path) -> int:
-    """Unpack a .tar (also compressed) or .zip into `folder`; returns the number of files.
+    """Unpack a .tar (optionally compressed) or .zip archive. Returns the number of files.
 
-    Files of the same name are replaced, others stay. All is unpacked beside its place
-    first: where the archive is broken or refused (UserError), the folder is as before.
-    Refused are absolute names, "..", links and devices, and more than 20 times the
-    archive's own size.
+    Existing files of the same name are replaced; others are kept. Everything is unpacked to
+    a temporary folder first. So if the archive is broken or refused (UserError), `folder` is
+    unchanged. An archive is refused if it holds absolute paths, "..", links or devices, or if
+    its content is far larger than the archive (see LARGEST_RATIO).
     """
     archive, folder = Path(archive), Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".unpacking.", dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=".unpacking.", dir=folder))
     except OSError as error:
         raise UserError(f"cannot unpack into {folder}: {error.strerror}") from None
     try:
-        names = _unpack_aside(archive, aside)
+        names = _unpack_aside(archive, temporary)
         for name in names:
             _check_place(archive, folder, name)
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(aside / name, target)
+            os.replace(temporary / name, target)
         return len(names)
     except BROKEN as error:
-        # tarfile says in further lines what each kind of compression lacks
+        # tarfile lists in further lines why each compression method failed: keep the first line
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = reason.partition("\n")[0].removesuffix(":")
         raise UserError(f"cannot unpack {archive}: {reason}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_place(archive: Path, folder: Path, name: Path) -> None:
-    """UserError where a folder stands in the file's place, or a file in a folder's."""
+    """Raise UserError if a folder exists in place of the file, or a file in place of a folder."""
     target = folder / name
-    taken = [place for place in target.parents if folder in place.parents and place.is_file()]
-    if target.is_dir() or taken:
-        raise UserError(f"cannot unpack {archive}: {(taken or [target])[0]} is in the way")
+    obstacles = [place for place in target.parents if folder in place.parents and place.is_file()]
+    if target.is_dir() or obstacles:
+        raise UserError(f"cannot unpack {archive}: {(obstacles or [target])[0]} is in the way")
 
 
-def _unpack_aside(archive: Path, aside: Path) -> list[Path]:
-    """The files' paths below `aside`, each once: of a name that comes twice the last one counts."""
-    left = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
+def _unpack_aside(archive: Path, temporary: Path) -> list[Path]:
+    """Unpack into `temporary` and return the files' paths relative to it, without duplicates.
+
+    If the archive holds a name twice, the last file is kept.
+    """
+    remaining = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
     names = []
     for member in _members(archive):
         _check_name(archive, member.name)
-        left -= member.size
-        if left < 0:
+        remaining -= member.size
+        if remaining < 0:
             raise UserError(f"{archive} is refused: it unpacks to far more than its own size")
-        target = aside / member.name
+        target = temporary / member.name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = member.open()
         assert source is not None  # a file, as _members has seen
@@ -87,12 +92,12 @@ def _unpack_aside(archive: Path, aside: Path) -> list[Path]:
             shutil.copyfileobj(source, file)
         if target.stat().st_size != member.size:
             raise UserError(f"cannot unpack {archive}: {member.name} is cut off")
-        names.append(target.relative_to(aside))
+        names.append(target.relative_to(temporary))
     return list(dict.fromkeys(names))
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    """The files of an archive; UserError for a member that is neither file nor folder."""
+    """Yield the files of an archive. Raises UserError for a link or a device."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for entry in zipped.infolist():

@@ -1,4 +1,4 @@
-"""What is wrong with a view's files: broken, or encoded in another way than expected."""
+"""Checks of a view's files: whether they are broken or have an unexpected encoding."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +12,16 @@ from loading.layouts import Place, View
 from task_configs import FORMATS, READ_ERRORS, TASKS, ImageTask, check_size
 
 DEEP = "depth_zbuffer", "edge_occlusion", "keypoints2d", "keypoints3d"  # 16-bit grey
-HOLE = 65535  # of depth; 0 is not a depth
-LENGTH_TOLERANCE = 0.1  # of a normal, from 1
-ODD_SHARE = 0.1  # of the pixels: below, it is the edges of things
-AXES_AGREE = 0.5  # of normals with the slopes of depth: 0.93 and more in rooms and Taskonomy
+HOLE = 65535  # depth value of invalid pixels
+LENGTH_TOLERANCE = 0.1  # allowed deviation of a normal's length from 1
+ODD_SHARE = 0.1  # share of odd pixels to report; smaller shares occur at the edges of objects
+# Minimum agreement of normals with the gradient of depth (see `_axes`). It is 0.93 or more for
+# the rooms and for Taskonomy.
+AXES_AGREE = 0.5
 
 
 class Finding(NamedTuple):
-    """One thing wrong with a file, or with a building's domain; kind: broken or odd."""
+    """A problem of a file, or of a domain in a building. `kind` is "broken" or "odd"."""
 
     kind: str
     path: str
@@ -27,10 +29,12 @@ class Finding(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A view's findings, its 16-bit domains' shares of 0 and 65535, and its axes.
+    """The result of checking a view.
 
-    `axes` is (2, 2): how far red and green (rows) agree in sign with the slope of depth to
-    the right and down (columns); None without both domains.
+    `findings` are the problems of each domain. `shares` are the shares of pixels with the
+    values 0 and 65535, for 16-bit domains. `axes` (2, 2) is the agreement in sign of red and
+    green normals (rows) with the gradient of depth to the right and down (columns). It is
+    None unless the view has both domains.
     """
 
     findings: dict[str, list[Finding]]
@@ -39,7 +43,7 @@ class Checked(NamedTuple):
 
 
 def check_view(job: tuple[View, Sequence[str]]) -> Checked:
-    """What is wrong with a view's files of the named domains."""
+    """Check a view's files of the named domains. `job` is (view, names of domains)."""
     view, names = job
     findings: dict[str, list[Finding]] = {name: [] for name in names}
     pixels, shares = {}, {}
@@ -56,34 +60,34 @@ def check_view(job: tuple[View, Sequence[str]]) -> Checked:
         if name in DEEP and not odd:
             shares[name] = float((values == 0).mean()), float((values == HOLE).mean())
     sizes = {name: values.shape[1::-1] for name, values in pixels.items()}
-    usual = Counter(sizes.values()).most_common(1)
+    most_common = Counter(sizes.values()).most_common(1)
     for name, size in sizes.items():
-        if size != usual[0][0]:
-            text = "{} × {} pixels, most of its view {} × {}".format(*size, *usual[0][0])
+        if size != most_common[0][0]:
+            text = "{} × {} pixels, most of its view {} × {}".format(*size, *most_common[0][0])
             findings[name].append(Finding("odd", str(view.path(TASKS[name])), text))
     sound = {name: values for name, values in pixels.items() if not findings[name]}
     return Checked(findings, shares, _axes(sound))
 
 
 def _read(path: str) -> tuple[np.ndarray, str]:
-    """The file's pixels as they are, and its mode. Raises one of READ_ERRORS."""
+    """Return the file's raw pixels and its mode. Raises one of READ_ERRORS."""
     with Image.open(path, formats=FORMATS) as file:
         check_size(file.size, 1)
-        file.verify()  # the checksums, which reading the pixels alone passes over
+        file.verify()  # checks the checksums, which reading the pixels does not
     with Image.open(path, formats=FORMATS) as file:
         return np.array(file), file.mode
 
 
 def _oddities(task: ImageTask, values: np.ndarray, mode: str) -> Iterator[str]:
-    """What is odd about a file's encoding, against docs/encodings.md."""
+    """Yield deviations of a file's encoding from docs/encodings.md."""
     if task.name in DEEP:
-        wanted, right = "16-bit grey", mode.startswith("I")
+        expected, matches = "16-bit grey", mode.startswith("I")
     elif task.classes:
-        wanted, right = "8-bit labels", mode in ("L", "P")
+        expected, matches = "8-bit labels", mode in ("L", "P")
     else:
-        wanted, right = "8-bit colour", mode in ("RGB", "RGBA")
-    if not right:
-        yield f"mode {mode}, not {wanted}"
+        expected, matches = "8-bit colour", mode in ("RGB", "RGBA")
+    if not matches:
+        yield f"mode {mode}, not {expected}"
     elif task.name == "depth_zbuffer":
         yield from _depth_oddities(values)
     elif task.name == "normal":
@@ -103,7 +107,7 @@ def _depth_oddities(values: np.ndarray) -> Iterator[str]:
 
 
 def _vectors(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normals (H, W, 3) of a file's pixels, and where they are valid."""
+    """Return the normals (H, W, 3) of a file's pixels, and the mask (H, W) of valid ones."""
     return values[..., :3] / 127.5 - 1, (values[..., :3] != 128).any(axis=-1)
 
 
@@ -116,17 +120,18 @@ def _normal_oddities(values: np.ndarray) -> Iterator[str]:
     wrong = float((abs(lengths - 1) > LENGTH_TOLERANCE).mean())
     if wrong > ODD_SHARE:
         yield f"{wrong:.0%} of the normals are not of length 1 (mean {lengths.mean():.2f})"
-    # a wide view of a floor has some by rights: the camera looks down on it
+    # a wide view of a floor may have a few such pixels, hence the high threshold
     away = float((vectors[valid][:, 2] > 0.2).mean())
     if away > 0.5:
         yield f"{away:.0%} of the normals point away from the camera: blue is another axis?"
 
 
 def _axes(pixels: dict[str, np.ndarray]) -> np.ndarray | None:
-    """How far red and green agree in sign with the slopes of depth: (2, 2) in [-1, 1].
+    """Return the agreement in sign of red and green with the gradient of depth: (2, 2).
 
-    Where a surface faces right, its depth grows to the right; where it faces down,
-    downwards.
+    Rows are red and green, columns are the gradients to the right and down. Values are in
+    [-1, 1]. If a normal points to the right, the surface's depth increases to the right; if
+    it points down, the depth increases downwards.
     """
     depth, normal = pixels.get("depth_zbuffer"), pixels.get("normal")
     if depth is None or normal is None or depth.ndim != 2 or normal.ndim != 3:
@@ -136,31 +141,31 @@ def _axes(pixels: dict[str, np.ndarray]) -> np.ndarray | None:
     vectors, valid = _vectors(normal)
     depth = depth.astype(np.float64)
     down, right = np.gradient(depth)
-    # steps between things say nothing of the surface
+    # exclude depth discontinuities between objects
     smooth = valid & (depth != HOLE) & (np.hypot(down, right) < 0.1 * depth)
     slopes = [np.sign(slope[smooth]) for slope in (right, down)]
-    sides = [vectors[..., i][smooth] for i in range(2)]
-    sizes = [np.abs(side).sum() + 1e-9 for side in sides]
-    return np.array([[(side * slope).sum() / size for slope in slopes]
-                     for side, size in zip(sides, sizes, strict=True)])  # fmt: skip
+    components = [vectors[..., i][smooth] for i in range(2)]
+    sizes = [np.abs(component).sum() + 1e-9 for component in components]
+    return np.array([[(component * slope).sum() / size for slope in slopes]
+                     for component, size in zip(components, sizes, strict=True)])  # fmt: skip
 
 
 def axes_findings(place: Place, checked: Iterable[Checked]) -> list[Finding]:
-    """What the building's normals and depth say of the axes, taken together."""
-    found = [view.axes for view in checked if view.axes is not None]
-    if not found:
+    """Check the axes of a building's normals against depth, averaged over its views."""
+    agreements = [view.axes for view in checked if view.axes is not None]
+    if not agreements:
         return []
-    axes = np.mean(found, axis=0)
+    axes = np.mean(agreements, axis=0)
     if abs(axes[0, 1]) + abs(axes[1, 0]) > abs(axes[0, 0]) + abs(axes[1, 1]):
-        said = ["red and green are swapped"]
+        texts = ["red and green are swapped"]
     else:
-        ways = ("red", "right", "left"), ("green", "down", "up")
-        said = [
+        directions = ("red", "right", "left"), ("green", "down", "up")
+        texts = [
             f"{colour} points {wrong} instead of {right}"
             if agreement < -AXES_AGREE
             else f"{colour} is not the axis that points {right}"
-            for (colour, right, wrong), agreement in zip(ways, axes.diagonal(), strict=True)
+            for (colour, right, wrong), agreement in zip(directions, axes.diagonal(), strict=True)
             if agreement < AXES_AGREE
         ]
-    where = str(place.view("").path(TASKS["normal"]).parent)
-    return [Finding("odd", where, f"{text}, by the slopes of depth") for text in said]
+    folder = str(place.view("").path(TASKS["normal"]).parent)
+    return [Finding("odd", folder, f"{text}, by the slopes of depth") for text in texts]

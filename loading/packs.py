@@ -1,4 +1,4 @@
-"""Packed data sets, as they are read; `python -m scripts.pack` makes them."""
+"""Reading of packs, i.e. packed data sets. `python -m scripts.pack` writes them."""
 
 import json
 from collections import defaultdict
@@ -15,19 +15,20 @@ from utils import UserError
 
 PACK_INDEX = "pack.json"
 PACK_VERSION = 1
-PACKED = "packed"  # the layout of views in packs
+PACKED = "packed"  # name of the layout of views in packs
 REPACK = "make it anew with python -m scripts.pack"
 
 
 class Pack:
-    """A data set at one image size, read without decoding: what `python -m scripts.pack` makes.
+    """A data set at one image size that loads without decoding image files.
 
-    A folder with `pack.json` and, for each task, `{task}.npy`: an array (views, C, S, S) of
-    what `ImageTask.encode` gives, 16-bit values as uint16. The arrays are mapped into
-    memory; what is loaded equals, bit for bit, what the files would give. The index names
-    version, image_size, tasks (how each is encoded) and views (part, building, name), in order.
+    A pack is a folder with an index, `pack.json`, and an array `{task}.npy` for each task. The
+    arrays (views, C, S, S) hold results of `ImageTask.encode`, with 16-bit values as uint16.
+    They are memory-mapped. Loaded tensors equal those from the original files bit for bit.
+    The index holds version, image_size, tasks (with their encodings) and views (part,
+    building, name) in the order of the arrays.
 
-    Raises UserError for an index that cannot be used.
+    Raises UserError if the index cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,20 +57,20 @@ class Pack:
         return f"the pack {self.folder}"
 
     def places(self) -> list[tuple[str, str]]:
-        """Its buildings as (part, building), sorted."""
+        """Return the buildings as (part, building), sorted."""
         return sorted(self._names)
 
     def has(self, task: ImageTask) -> bool:
-        """Whether it holds that task, for the task's present transform."""
+        """Whether the pack holds that task, with the task's current transform."""
         return self.encodings.get(task.name) == encoding_of(task)
 
     def view_names(self, task: ImageTask, building: str, part: str) -> set[str]:
-        """The views of a building; UserError where the pack lacks the task."""
+        """Return the views of a building. Raises UserError if the pack lacks the task."""
         self._check_task(task)
         return self._names[part, building]
 
     def check(self, tasks: Sequence[ImageTask], image_size: int) -> None:
-        """UserError where the pack cannot serve these tasks at this size, or is damaged."""
+        """Raise UserError if the pack lacks a task, has another image size, or is damaged."""
         if image_size != self.image_size:
             raise UserError(
                 f"{self} is of {self.image_size}-pixel images, and this run's have {image_size}: "
@@ -82,7 +83,7 @@ class Pack:
     def load(
         self, tasks: Sequence[ImageTask], part: str, building: str, name: str
     ) -> tuple[Tensor, ...]:
-        """The tensors of a view, (C, S, S) float32 each."""
+        """Load the tensors of a view, (C, S, S) float32 each."""
         row = self._rows[part, building, name]
         return tuple(task.decode(_unpacked(self._array(task)[row])) for task in tasks)
 
@@ -111,7 +112,7 @@ class Pack:
 
 
 def find_pack(folder: str | Path) -> Pack | None:
-    """The pack that a folder is; None where it is none."""
+    """Return the pack in a folder, or None if the folder is not a pack."""
     try:
         changed = (Path(folder) / PACK_INDEX).stat().st_mtime_ns
     except OSError:
@@ -125,17 +126,19 @@ def _opened(folder: Path, changed: int) -> Pack:
 
 
 def encoding_of(task: ImageTask) -> str:
-    """What a task's packed values depend on besides the files, in words."""
+    """Describe the transform of a task, on which its packed values depend."""
     function = getattr(task.transform, "func", task.transform)
     keywords = getattr(task.transform, "keywords", {})
-    how = ", ".join(f"{name}={value}" for name, value in sorted(keywords.items()))
-    return f"{function.__name__}({how})" + (f", {task.classes} classes" if task.classes else "")
+    arguments = ", ".join(f"{name}={value}" for name, value in sorted(keywords.items()))
+    return f"{function.__name__}({arguments})" + (
+        f", {task.classes} classes" if task.classes else ""
+    )
 
 
 def packed(values: Tensor) -> np.ndarray:
-    """What `ImageTask.encode` gave, as a pack stores it: int32 as uint16.
+    """Convert a result of `ImageTask.encode` to the array stored in packs (int32 as uint16).
 
-    Raises ValueError for other numbers than encode promises.
+    Raises ValueError for types or ranges that `encode` does not return.
     """
     array = values.numpy()
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:

@@ -1,4 +1,4 @@
-"""Photographs: any image that Pillow reads → what the networks take; the images of a folder."""
+"""Photographs: conversion of any image to network input, and the images of a folder."""
 
 import os
 from collections import Counter
@@ -16,18 +16,18 @@ from loading.bad_files import reason_of_file
 from task_configs import LARGEST, READ_ERRORS
 from utils import UserError
 
-MARK = "XTConsistency"  # the "Software" of every PNG written here: such a one is no input
+MARK = "XTConsistency"  # "Software" tag of PNGs written by this project; not used as input
 
 
 class BrokenImage(UserError):
-    """An image file that cannot be used; the others of its folder still can."""
+    """An image file cannot be used. Other images of the folder are not affected."""
 
 
-# ---- one image ----------------------------------------------------------------------
+# ---- single images ------------------------------------------------------------------
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image upright (EXIF) in mode RGB or RGBA. Raises BrokenImage naming the file."""
+    """Open an image as by `as_colour`. Raises BrokenImage, which names the file."""
     try:
         with Image.open(path) as file:
             file.load()
@@ -39,10 +39,10 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def as_colour(image: Image.Image) -> Image.Image:
-    """The image upright (EXIF), in 8-bit RGB, or RGBA where it has transparent parts.
+    """Convert to 8-bit RGB, or RGBA if there is transparency, rotated according to EXIF.
 
-    16-bit grey is divided by 257; floats are taken as [0, 1], or where one exceeds 1 as
-    [0, 255]. The published demo takes RGB and RGBA alone.
+    16-bit grey values are divided by 257. Floats are assumed to be in [0, 1], or in [0, 255]
+    if any exceeds 1. The published demo accepts only RGB and RGBA.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -58,31 +58,32 @@ def as_colour(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> Tensor:
-    """Shorter side resized to `size` (bilinear, antialiased), centre cut out: (3, S, S) in [0, 1].
+    """Resize the shorter side to `size` and crop the centre square: (3, S, S) in [0, 1].
 
-    Transparent parts go dark, as Pillow resizes premultiplied (published).
+    Resizing is bilinear and antialiased. Transparent parts become dark, because Pillow resizes
+    premultiplied colours (as published).
     """
     if max(image.size) * size**2 <= LARGEST * min(image.size):
         small = TF.center_crop(TF.resize(image, [size]), [size, size])
-    else:  # 20000 × 1 would become 5 million pixels long: compute only what is kept
+    else:  # 20000 × 1 would become 5 million pixels long: resize only the part that is kept
         small = _resized_centre(image, size)
     return TF.to_tensor(small)[:3].contiguous()
 
 
 def _resized_centre(image: Image.Image, size: int) -> Image.Image:
-    """What cropping after resizing gives, up to the rounding of the box's borders."""
+    """Crop, then resize. Equals resizing, then cropping, up to rounding of the borders."""
     short = min(image.size)
     borders = [((side - short) / 2, (side + short) / 2) for side in image.size]
     (left, right), (top, bottom) = borders
-    how = Image.Resampling.BILINEAR
-    return image.resize((size, size), how, box=(left, top, right, bottom))
+    resampling = Image.Resampling.BILINEAR
+    return image.resize((size, size), resampling, box=(left, top, right, bottom))
 
 
 def whole(image: Image.Image, size: int, multiple: int) -> Tensor:
-    """The whole image in its own aspect, each side the nearest `multiple`: (3, H, W) in [0, 1].
+    """Resize the whole image, with the shorter side to `size`: (3, H, W) in [0, 1].
 
-    The shorter side becomes `size`. Raises BrokenImage for an image so long that the
-    result would have more than `LARGEST` pixels.
+    The aspect ratio is kept, except that each side is rounded to a multiple of `multiple`.
+    Raises BrokenImage if the result would have more than `LARGEST` pixels.
     """
     short = min(image.size)
     width, height = (max(1, round(size * s / short / multiple)) * multiple for s in image.size)
@@ -99,10 +100,10 @@ def whole(image: Image.Image, size: int, multiple: int) -> Tensor:
 
 
 def find_images(path: str | Path) -> tuple[list[Path], list[str]]:
-    """The images of a folder by name, or the file itself; and what was skipped, with why.
+    """List the images of a folder, or the given file, and the skipped entries with reasons.
 
-    Broken files with the ending of an image count as images: they are for `open_image`
-    to report. Raises UserError where there is nothing to look at.
+    Broken files with an image's extension are included; `open_image` reports them. Raises
+    UserError if there are no images.
     """
     path = Path(path)
     if path.is_file():
@@ -141,29 +142,29 @@ def _reason_to_skip(entry: Path) -> str:
 def unique_names(
     paths: Sequence[Path], taken: Callable[[str], bool] = lambda _: False
 ) -> list[str]:
-    """A name for the results of each file: its stem, or where two files share one, its name.
+    """Return a unique name for each file's results: its stem or, if files share it, its name.
 
-    Two names never differ in case alone, and none is too long to append something to.
-    `taken` tells which names are not to be used.
+    Names are unique ignoring case, and short enough to append a suffix. `taken` tells which
+    names must not be used.
     """
     stems = [_shortened(path.stem) for path in paths]
     counts = Counter(stem.casefold() for stem in stems)
     used = {stem for stem, count in counts.items() if count == 1}
     names = []
     for path, stem in zip(paths, stems, strict=True):
-        unshared = stem.casefold() in used and counts[stem.casefold()] == 1
-        wish = name = stem if unshared else _shortened(path.name)
+        has_unique_stem = stem.casefold() in used and counts[stem.casefold()] == 1
+        base = name = stem if has_unique_stem else _shortened(path.name)
         number = 1
-        while taken(name) or (name.casefold() in used and not (unshared and number == 1)):
+        while taken(name) or (name.casefold() in used and not (has_unique_stem and number == 1)):
             number += 1
-            name = f"{wish}_{number}"
+            name = f"{base}_{number}"
         used.add(name.casefold())
         names.append(name)
     return names
 
 
 def _shortened(name: str, limit: int = 150) -> str:
-    """At most that many bytes of the name: file systems take 255 with what is appended."""
+    """Shorten a name to `limit` bytes. File systems allow 255 bytes, including suffixes."""
     return os.fsdecode(os.fsencode(name)[:limit])
 
 
@@ -173,10 +174,10 @@ def read_batches(
     batch_size: int,
     report: Callable[[Path, str], None],
 ) -> Iterator[list[tuple[Path, tuple[Tensor, ...]]]]:
-    """The files read, in order, in batches whose first tensors are of one shape.
+    """Read files in order, in batches of at most `batch_size` with the same shape.
 
-    A BrokenImage goes to `report` and leaves no gap. Files are decoded by threads, as
-    many at a time as a batch has.
+    The shape of the first tensor is compared. A file for which `read` raises BrokenImage is
+    passed to `report` and left out. The files of a batch are decoded in parallel by threads.
     """
 
     def attempt(path: Path):

@@ -1,4 +1,4 @@
-"""Which buildings train, validate and test."""
+"""Assignment of buildings to training, validation and test."""
 
 import json
 from collections.abc import Sequence
@@ -13,37 +13,41 @@ PARTS = "train", "val", "test"
 def split_buildings(
     data_dirs: Sequence[str | Path], split: str | Path | None = None
 ) -> dict[str, list[str]]:
-    """The buildings at hand as {"train": …, "val": …, "test": …}.
+    """Split the available buildings: {"train": …, "val": …, "test": …}.
 
-    A split file is JSON with the keys train_buildings, val_buildings and, if wanted,
-    test_buildings. Without `split`, the folders train and val (and test) that the data are
-    in; else the first of `config/split*.txt` that puts one of the buildings at hand into
-    each of train and val; where none does, the last tenth of the buildings (by name) is
-    val. A split without test buildings tests on val.
+    `split` is a JSON file with the keys train_buildings, val_buildings and, optionally,
+    test_buildings. Without `split`, the first of these that applies is used:
+
+    1. the folders train, val and test that contain the data,
+    2. the first of `config/split*.txt` with available buildings in both train and val,
+    3. the last tenth of the buildings, sorted by name, as val.
+
+    If there are no test buildings, the validation buildings are used. Raises UserError if
+    there are no buildings or `split` cannot be used.
     """
     places = [place for folder in data_dirs for place in find_places(folder)]
     if not places:
         known = ", ".join(LAYOUTS)
-        where = ", ".join(map(str, data_dirs))
-        raise UserError(f"no building under {where} in a layout known here ({known})")
-    found = sorted({place.building for place in places})
+        folders = ", ".join(map(str, data_dirs))
+        raise UserError(f"no building under {folders} in a layout known here ({known})")
+    available = sorted({place.building for place in places})
     files = [Path(split)] if split else sorted((ROOT / "config").glob("split*.txt"))
     splits = [] if split else [_folders_split(places)]
-    for named in [*splits, *map(read_split, files)]:
-        parts = {part: [b for b in names if b in found] for part, names in named.items()}
+    for candidate in [*splits, *map(read_split, files)]:
+        parts = {part: [b for b in names if b in available] for part, names in candidate.items()}
         if parts["train"] and parts["val"]:
             return {**parts, "test": parts.get("test") or parts["val"]}
     if split:
-        raise UserError(f"{split} names no train or no val building of those at hand: {found}")
-    if len(found) == 1:
-        log.warning("one building only (%s): training and validation share it", found[0])
-        return {"train": found, "val": found, "test": found}
-    count = max(1, len(found) // 10)
-    return {"train": found[:-count], "val": found[-count:], "test": found[-count:]}
+        raise UserError(f"{split} names no train or no val building of those at hand: {available}")
+    if len(available) == 1:
+        log.warning("one building only (%s): training and validation share it", available[0])
+        return {"train": available, "val": available, "test": available}
+    count = max(1, len(available) // 10)
+    return {"train": available[:-count], "val": available[-count:], "test": available[-count:]}
 
 
 def _folders_split(places: Sequence[Place]) -> dict[str, list[str]]:
-    """The buildings in folders train, val, test; none where one building is in two of them."""
+    """Return the buildings in folders train, val, test; none if one is in several of them."""
     parts = {part: {p.building for p in places if p.part == part} for part in PARTS}
     if sum(map(len, parts.values())) > len(set().union(*parts.values())):
         return dict.fromkeys(PARTS, [])
@@ -51,7 +55,7 @@ def _folders_split(places: Sequence[Place]) -> dict[str, list[str]]:
 
 
 def read_split(path: Path) -> dict[str, list[str]]:
-    """A split file's buildings, {"train": …, "val": …}. Raises UserError for another file."""
+    """Read a split file as {"train": …, "val": …}. Raises UserError if it is not one."""
     try:
         read = json.loads(path.read_text())
         parts = {name.removesuffix("_buildings"): list(read[name]) for name in read}

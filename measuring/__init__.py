@@ -1,1 +1,1 @@
-"""What is computed without training: predictions, errors, the consistency energy."""
+"""Inference without training: predictions, errors, the consistency energy."""

@@ -1,4 +1,4 @@
-"""The consistency energy of images and of labelled views: networks, losses, tables."""
+"""The consistency energy of images and of labelled views."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from transfers import Edge, get_transfer
 from utils import UserError, evenly_spaced, log
 
 LABELLED, UNLABELLED = "energy_calc", "energy_calc_nogt"
-ERROR = "direct_normal"  # the loss against the truth
+ERROR = "direct_normal"  # the loss against the ground truth
 PUBLISHED_BUILDINGS = ("almena", "albertville")
 
 # ---- the networks -------------------------------------------------------------------
@@ -35,10 +35,10 @@ PUBLISHED_BUILDINGS = ("almena", "albertville")
 def energy_graph(
     name: str, sources: Sources, device: torch.device, losses: Sequence[str] | None = None
 ) -> TaskGraph:
-    """The networks of an energy configuration's losses (default: all), frozen, on the device.
+    """Load the networks of a configuration's losses (default: all), frozen, onto the device.
 
-    rgb → normal, reshading and depth are the networks trained with consistency, as
-    published; where there is none the baseline, and the log says so.
+    As published, rgb → normal, reshading and depth use the networks trained with consistency.
+    If there is none, the baseline is used and a line is logged.
     """
     config = get_config(name)
     networks: dict[Edge, nn.Module] = {}
@@ -54,36 +54,40 @@ def energy_graph(
             networks[edge] = transfer.build(sources.scale)
             load_network(networks[edge], path, sources.scale)
     if baselines:
-        wanted = ", ".join(checkpoint_names(target, "consistency")[0] for target in baselines)
-        log.info("networks: no %s: taking the baselines instead", wanted)
+        missing = ", ".join(checkpoint_names(target, "consistency")[0] for target in baselines)
+        log.info("networks: no %s: taking the baselines instead", missing)
     return TaskGraph(networks).to(device)
 
 
 def measure_batch(
     graph: TaskGraph, name: str, batch: Mapping[str, Tensor], losses: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """The configuration's losses (default: all) per image, {name: (B,)}, on the CPU."""
+    """Compute a configuration's losses (default: all) per image: {name: (B,)} on the CPU."""
     config = get_config(name)
     losses = list(losses or config["losses"])
     values = graph.sample(paths_for(config, losses), batch)
-    # in half precision only the networks run: the differences are taken in float32
+    # only the networks run in half precision; differences are computed in float32
     values = {path: value.float() for path, value in values.items()}
     return {n: loss.cpu() for n, loss in evaluate_losses(config, losses, values).items()}
 
 
-# ---- what to measure ----------------------------------------------------------------
+# ---- choosing views -----------------------------------------------------------------
 
 
 def choose_buildings(
     data_dirs: Sequence[Path], split: str | None, named: Sequence[str] | None
 ) -> list[str]:
-    """The buildings to measure: those named; the published ones; the split's test buildings."""
-    found = find_buildings(data_dirs)
+    """Choose the buildings to measure.
+
+    These are the `named` ones or, without a `split`, the published ones if they are available,
+    or else the test buildings of the split. Raises UserError if a named building is missing.
+    """
+    available = find_buildings(data_dirs)
     if named:
-        if missing := [building for building in named if building not in found]:
-            raise UserError(f"no building {', '.join(missing)} (there are: {', '.join(found)})")
+        if missing := [building for building in named if building not in available]:
+            raise UserError(f"no building {', '.join(missing)} (there are: {', '.join(available)})")
         return list(named)
-    published = [building for building in PUBLISHED_BUILDINGS if building in found]
+    published = [building for building in PUBLISHED_BUILDINGS if building in available]
     if published and not split:
         return published
     return split_buildings(data_dirs, split)["test"]
@@ -96,7 +100,7 @@ def labelled_views(
     allow_missing: bool,
     subset_size: int | None,
 ) -> TaskDataset:
-    """The views to measure, rgb and normals; logs how many, and of which buildings."""
+    """Return the data set of views to measure, with rgb and normals. Logs its size."""
     chosen = choose_buildings(sources.data_dirs, split, buildings)
     tasks = [get_task("rgb"), get_task("normal")]
     views = evenly_spaced(find_views(tasks, sources.data_dirs, chosen, allow_missing), subset_size)
@@ -110,7 +114,7 @@ def labelled_views(
 def measure_views(
     graph: TaskGraph, reality: Reality, precision: str = "fp32", quiet: bool = False
 ) -> Table:
-    """The table of labelled views, each once, in the order of the reality's data set."""
+    """Measure labelled views. The table has one row per view, in the data set's order."""
     parts = []
     bar = tqdm(total=len(reality.dataset), desc="energy", unit="view", disable=quiet or None)
     with forward_only(reality.device, precision):
@@ -129,7 +133,7 @@ def measure_images(
     precision: str = "fp32",
     quiet: bool = False,
 ) -> tuple[list[Path], Table]:
-    """The files that could be read, and their table, without an error."""
+    """Measure image files. Returns those that could be read, and the table without errors."""
     good, parts = [], []
     device = next(graph.parameters()).device
     for batch in images.batches(centre_square(image_size), batch_size, "energy", quiet):
@@ -141,12 +145,12 @@ def measure_images(
 
 
 def centre_square(image_size: int) -> Callable[[Path], tuple[Tensor, ...]]:
-    """What reads an image as the networks' input: the centre square at that size."""
+    """Return a function that reads an image file as the centre square at that size."""
     return lambda path: (square(open_image(path), image_size),)
 
 
 def joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    """The losses of batches, one after the other: {name: (N,) float64}."""
+    """Concatenate the losses of batches: {name: (N,) float64}."""
     return {name: torch.cat([p[name] for p in parts]).double().numpy() for name in parts[0]}
 
 
@@ -154,13 +158,19 @@ def joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]
 
 
 def read_reference(folder: Path) -> tuple[dict, Table]:
-    """statistics.json and data.csv of a labelled run. UserError saying how to make them."""
+    """Read statistics.json and data.csv of a labelled run.
+
+    Raises UserError if they are missing; the message explains how to create them.
+    """
     statistics = read_statistics(folder)
     return statistics, read_csv(folder / "data.csv", ("normalized_energy", "normalized_error"))
 
 
 def read_statistics(folder: Path) -> dict:
-    """What a labelled run wrote into statistics.json. UserError saying how to make it."""
+    """Read statistics.json of a labelled run.
+
+    Raises UserError if it is missing; the message explains how to create it.
+    """
     path = folder / "statistics.json"
     if not path.is_file():
         raise UserError(
@@ -172,7 +182,7 @@ def read_statistics(folder: Path) -> dict:
         values = {n: (s["mean"], s["deviation"]) for n, s in statistics["columns"].items()}
     except (UserError, LookupError, TypeError, AttributeError):
         values = {}
-    numbers = all(isinstance(v, float | int) for pair in values.values() for v in pair)
-    if set(values) != set(map(straight_loss, ENERGY_DOMAINS)) or not numbers:
+    all_numbers = all(isinstance(v, float | int) for pair in values.values() for v in pair)
+    if set(values) != set(map(straight_loss, ENERGY_DOMAINS)) or not all_numbers:
         raise UserError(f"{path} is not what a labelled run writes")
     return statistics

@@ -1,4 +1,4 @@
-"""Where in an image the paths disagree: the consistency energy of each pixel."""
+"""The consistency energy of each pixel: maps of where the paths disagree."""
 
 from collections.abc import Mapping
 
@@ -12,15 +12,15 @@ from task_configs import TASKS
 from transfers import FULL_SIZE
 
 STRAIGHT_LOSSES = [straight_loss(domain) for domain in ENERGY_DOMAINS]
-STRAIGHT = "n((x))"  # the path straight from the image
-WHITE = 0.99  # this quantile of an image's pixels, and all above it, is white
+STRAIGHT = "n((x))"  # the path that predicts normals directly from the image
+WHITE = 0.99  # the quantile of an image's energies from which on pixels are drawn white
 
 
 def disagreements(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """|straight − via the domain| of each pixel, the mean of channels: {domain: (B, 1, H, W)}.
+    """Return |straight − through domain| of each pixel, averaged over channels.
 
-    Zero where the path through the domain has no valid normal, as in the loss; the mean
-    over the pixels is the image's loss against that domain.
+    The result is {domain: (B, 1, H, W)}. As in the loss, it is zero where the path through the
+    domain predicts an invalid normal. Its mean over the pixels is the image's loss.
     """
     straight = values[STRAIGHT]
     result = {}
@@ -32,34 +32,34 @@ def disagreements(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pixel_energy(parts: Mapping[str, Tensor], by: Mapping | None = None) -> Tensor:
-    """The mean over domains of the disagreements: (B, 1, H, W).
+    """Average the disagreements over domains: (B, 1, H, W).
 
-    `by`, the statistics of a labelled run, standardises each first: (d − mean) / mean
-    absolute deviation, both of images.
+    If `by` is given, the statistics of a labelled run, each domain is standardised first:
+    (d − mean) / mean absolute deviation, both computed over images.
     """
     if by is None:
         return torch.stack(list(parts.values())).mean(dim=0)
-    known = {domain: by["columns"][straight_loss(domain)] for domain in parts}
-    terms = [(m - known[d]["mean"]) / known[d]["deviation"] for d, m in parts.items()]
+    statistics = {domain: by["columns"][straight_loss(domain)] for domain in parts}
+    terms = [(m - statistics[d]["mean"]) / statistics[d]["deviation"] for d, m in parts.items()]
     return torch.stack(terms).mean(dim=0)
 
 
 def limits(energy: Tensor, white: float | None, standardise: bool) -> tuple[float, float]:
-    """The energies drawn black and white, of one image's (1, H, W)."""
+    """Return the energies of one image (1, H, W) that are drawn black and white."""
     low = float(energy.quantile(1 - WHITE)) if standardise else 0.0
     return low, max(top_of(energy, white), low + 1e-6)
 
 
 def top_of(energy: Tensor, white: float | None) -> float:
-    """The energy that is drawn white: the one given, or the image's own quantile."""
+    """Return the energy that is drawn white: `white`, or the image's quantile if it is None."""
     return max(float(energy.quantile(WHITE)), 1e-6) if white is None else white
 
 
 def shaded(energy: Tensor, low: float, high: float) -> Tensor:
-    """Energies as grey values in [0, 1], white from `high` on."""
+    """Scale energies to grey values in [0, 1], from black at `low` to white at `high`."""
     return ((energy - low) / (high - low)).clamp(0, 1)
 
 
 def drawn(columns: Mapping[str, Tensor]) -> Image.Image:
-    """The columns (C, H, W), whatever their sizes, as one labelled picture."""
+    """Draw columns (C, H, W) of any sizes as one labelled picture."""
     return montage({name: values[None] for name, values in columns.items()}, FULL_SIZE)

@@ -1,4 +1,4 @@
-"""How right and how consistent a target network is: the numbers of the closing table."""
+"""Evaluation of a target network: the errors in the table that ends a training run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,19 +20,22 @@ def measure(
     reality: Reality,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Errors over all views of a reality, {row: value}, in this order:
+    """Return mean errors over all views of a reality, {row: value}, in this order:
 
-    "direct L1 × 100" and, for normals, "angular error (°)" of n(x) against y^, over valid
-    pixels; "… × 100, predicted" of each perceptual loss: the second domain made from the
-    prediction against that made from the truth (what training lowers); "… × 100, true":
-    against the second domain's own ground truth (the paper's evaluation), where it has one.
-    Each of `ranks` measures its share of the views, and gets the means over all of them.
+    - "direct L1 × 100": prediction against ground truth, over valid pixels,
+    - "angular error (°)": the same for normals only,
+    - "… × 100, predicted" for each perceptual loss: the prediction mapped to the second
+      domain, against the ground truth mapped there (the loss that training minimises),
+    - "… × 100, true" for each perceptual loss whose second domain has labels: the mapped
+      prediction against these labels (the paper's evaluation).
+
+    Each of the `ranks` measures its share of the views. All get the means over all views.
     """
     graph.eval()
     target = config["paths"]["y^"][-1]
     sums: dict[str, list] = {}
 
-    def take(row: str, values) -> None:
+    def add(row: str, values) -> None:
         sums.setdefault(row, []).append(values)
 
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
@@ -41,17 +44,17 @@ def measure(
         values = graph.sample(paths, batch)
         prediction, truth = values["n(x)"], values["y^"]
         mask = TASKS[target].mask(truth)
-        take("direct L1 × 100", 100 * valid_error(prediction, truth, mask))
+        add("direct L1 × 100", 100 * valid_error(prediction, truth, mask))
         if target == "normal":
-            take("angular error (°)", angular_error(prediction, truth, mask))
+            add("angular error (°)", angular_error(prediction, truth, mask))
         for name, loss in evaluate_losses(config, perceptual, values).items():
-            take(f"{name} × 100, predicted", 100 * loss)
+            add(f"{name} × 100, predicted", 100 * loss)
         for name in perceptual:
             domain, pairs = loss_of(config, name)[2:]
             if domain in batch:
-                carried, second = values[pairs[0][0]], batch[domain]
-                error = valid_error(carried, second, TASKS[domain].mask(second))
-                take(f"{name} × 100, true", 100 * error)
+                mapped, labels = values[pairs[0][0]], batch[domain]
+                error = valid_error(mapped, labels, TASKS[domain].mask(labels))
+                add(f"{name} × 100, true", 100 * error)
     local = {row: torch.cat(values).cpu() for row, values in sums.items()}
     per_rank = (ranks or Ranks()).gathered(local)
     rows = dict.fromkeys(row for part in per_rank for row in part)
@@ -62,7 +65,7 @@ def measure(
 
 
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """The measurements side by side, with the change against the first column in per cent."""
+    """Format measurements side by side, with the change from the first column in per cent."""
     (first, start), *others = columns.items()
     rows = []
     for name, value in start.items():

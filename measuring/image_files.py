@@ -1,4 +1,4 @@
-"""The images of a folder in batches: what the programs that predict and measure loop over."""
+"""Iteration over the image files of a folder, for programs that predict or measure."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,13 +9,14 @@ from tqdm import tqdm
 from loading.photographs import find_images, read_batches, unique_names
 from utils import evenly_spaced, log
 
-Read = tuple[Path, tuple[Tensor, ...]]  # an image file and what was made of it
+Read = tuple[Path, tuple[Tensor, ...]]  # an image file and the tensors read from it
 
 
 class ImageFiles:
-    """An image, or the images of a folder. What cannot be read is logged and collected in `failed`.
+    """An image file, or the images of a folder.
 
-    Raises UserError where there is nothing to look at.
+    Files that cannot be read are logged and added to `failed`. Raises UserError if there are
+    no images.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -29,8 +30,10 @@ class ImageFiles:
         self.paths = evenly_spaced(self.paths, count)
 
     def result_names(self, folder: Path, endings: list[str]) -> dict[Path, str]:
-        """A name for each image's results, {image: name}, such that {name}{ending} in `folder`
-        is no other image's result and none of the images."""
+        """Return a unique name for each image's results: {image: name}.
+
+        No result file {name}{ending} in `folder` is one of the input images.
+        """
         inputs = {path.resolve() for path in self.paths}
 
         def taken(name: str) -> bool:
@@ -45,7 +48,7 @@ class ImageFiles:
         title: str,
         quiet: bool = False,
     ) -> Iterator[list[Read]]:
-        """What `read` makes of the images, in order, in batches; behind a progress bar."""
+        """Read the images with `read`, in order, in batches, and show a progress bar."""
         total = len(self.paths)
         bar = tqdm(total=total, desc=title, unit="image", disable=quiet or total == 1 or None)
 
@@ -60,7 +63,7 @@ class ImageFiles:
                 bar.update(len(batch))
 
     def summary(self, folder: Path) -> int:
-        """Log how many were done; the exit status: 1 where some could not be read."""
+        """Log the numbers of images. Returns the exit status: 1 if some could not be read."""
         log.info(
             "%s of %s images → %s", len(self.paths) - len(self.failed), len(self.paths), folder
         )

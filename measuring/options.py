@@ -49,5 +49,5 @@ class NetworkOptions:
 
     @property
     def scale(self) -> tuple[int | None, int | None, int | None]:
-        """What is asked for of the scale: (image_size, width, levels)."""
+        """The requested scale: (image_size, width, levels)."""
         return self.image_size, self.width, self.levels

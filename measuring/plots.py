@@ -1,4 +1,4 @@
-"""The plots of the energy programs, each as PDF and PNG."""
+"""Plots of the energy programs, each as PDF and PNG."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,9 +9,9 @@ import numpy as np
 from files import write_atomically
 from measuring.statistics import Values, regression
 
-NAMED = 12  # queries that a legend names; of more it gives the number alone
+NAMED = 12  # maximum number of queries for a legend; if there are more, there is none
 
-# Okabe and Ito's colours, which the colour-blind can tell apart
+# the colour-blind safe palette by Okabe and Ito
 BLUE, RED = "#0072B2", "#D55E00"
 OTHERS = "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00"
 
@@ -26,9 +26,9 @@ def save_figure(figure, stem: Path) -> None:
 def plot_energy(
     stem: Path, energy: Values, error: Values, title: str, queries: Mapping[str, float] = {}
 ) -> None:
-    """Standardised error over standardised energy, a point a view, with the regression line.
+    """Plot standardised error over standardised energy of views, with the regression line.
 
-    `queries` are drawn as vertical lines at their energies, {name: energy}.
+    `queries`, {name: energy}, are drawn as vertical lines.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -56,10 +56,10 @@ def plot_energy(
 
 
 def plot_shifts(stem: Path, rows: Mapping[str, Sequence], title: str) -> None:
-    """Energy, and where there is one the error beside it, over the levels of each shift.
+    """Plot energy and, if there is one, error over the levels of each shift.
 
-    `rows` are the columns of `measuring.shifts.summary`, whose first row is clean. The
-    number at each point is the ROC-AUC of telling it from clean.
+    `rows` are the columns of `measuring.shifts.summary`, whose first row holds the clean
+    images. Each point is labelled with the ROC-AUC for distinguishing it from clean.
     """
     from matplotlib.figure import Figure
 
@@ -77,24 +77,27 @@ def plot_shifts(stem: Path, rows: Mapping[str, Sequence], title: str) -> None:
                           textcoords="offset points", ha="center", fontsize="small")  # fmt: skip
         axes.set_xlabel(kind)
         axes.margins(y=0.15)
-        axes.set_xlim(-0.4, len(labels) - 0.6)  # margins in x are lost where an axis is shared
+        axes.set_xlim(-0.4, len(labels) - 0.6)  # x margins have no effect on shared axes
         if position == 0:
             axes.set_ylabel("energy ± se (mean absolute deviations)", color=BLUE)
         if "error" in rows:
-            beside = axes.twinx()
+            error_axes = axes.twinx()
             error = [rows["error"][i] for i in chosen]
-            beside.plot(labels, error, color=RED, marker="s", linestyle="--")
-            beside.set_ylim(0, 1.1 * max(rows["error"]))
+            error_axes.plot(labels, error, color=RED, marker="s", linestyle="--")
+            error_axes.set_ylim(0, 1.1 * max(rows["error"]))
             if position == len(kinds) - 1:
-                beside.set_ylabel("L1 error of normals × 100", color=RED)
+                error_axes.set_ylabel("L1 error of normals × 100", color=RED)
             else:
-                beside.set_yticklabels([])
+                error_axes.set_yticklabels([])
     heading = f"consistency energy under domain shift, {title}; numbers: ROC-AUC against clean"
     figure.suptitle(heading, fontsize="medium")
     save_figure(figure, stem)
 
 
 def _readable(name: str) -> str:
-    """A file's name as text that matplotlib draws as it is: no bytes, no formulas, not hidden."""
+    """Escape a file name for matplotlib.
+
+    It would parse $ as a formula, fail at undecodable bytes, and hide labels that begin with _.
+    """
     name = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name

@@ -1,4 +1,4 @@
-"""Predictions of rgb → normal, depth or reshading for any image."""
+"""Prediction of normals, depth or reshading from any image."""
 
 import warnings
 from collections.abc import Sequence
@@ -31,11 +31,12 @@ def predict(
     model: str | None = None,
     models_dir: str | None = None,
 ) -> Tensor:
-    """The prediction for one image, as (C, H, W) float32 in [0, 1] on the CPU.
+    """Predict one image: (C, H, W) float32 in [0, 1] on the CPU.
 
-    `task` is normal (3 channels), depth (1) or reshading (3), `variant` "consistency" or
-    "baseline"; the rest as on the command line. Networks are loaded once. Warns where the
-    small rooms networks stand in; raises UserError for what cannot be read or found.
+    `task` is normal (3 channels), depth (1) or reshading (3). `variant` is "consistency" or
+    "baseline". The other parameters are those of demo.py. Networks are cached between calls.
+    Warns if the small rooms networks are used because no others were found. Raises UserError
+    if the image cannot be read or the networks are missing.
     """
     check_one_of("task", task, tuple(TARGETS))
     check_one_of("variant", variant, VARIANTS)
@@ -63,27 +64,30 @@ def _kept_predictor(
 
 @dataclass(frozen=True)
 class Predictor:
-    """The networks of one task, {variant: network}, and how images go in and out of them."""
+    """The networks of one task, {variant: network}, with their pre- and postprocessing."""
 
     networks: dict[str, nn.Module]
     scale: Scale
-    multiple: int  # of the sides that the networks take
+    multiple: int  # image sides must be multiples of this
     device: torch.device
-    note: str  # which networks these are, in a line
-    stands_in: bool  # whether they are the rooms networks for want of others
+    note: str  # one line that describes the networks
+    stands_in: bool  # whether these are the rooms networks because no others were found
 
     def prepare(self, image: Image.Image, size: int | None) -> Tensor:
-        """The network's input (3, H, W)."""
+        """Convert an image to the network's input (3, H, W)."""
         if size:
             return whole(image, size, self.multiple)
         return square(image, self.scale.image_size)
 
     def shown(self, image: Image.Image, size: int | None) -> Tensor:
-        """The input as it is shown beside predictions, and of their size."""
+        """Convert an image for display beside the predictions, in the same size."""
         return whole(image, size, self.multiple) if size else square(image, FULL_SIZE)
 
     def predict(self, images: Tensor, size: int | None) -> dict[str, Tensor]:
-        """(B, 3, H, W) → {variant: (B, C, H, W)} in [0, 1]; without `size` 256 pixels square."""
+        """Predict (B, 3, H, W) → {variant: (B, C, H, W)} in [0, 1].
+
+        Without `size`, predictions are resized to 256 × 256 pixels.
+        """
         predictions = {name: net(images).float().clamp(0, 1) for name, net in self.networks.items()}
         if size or images.shape[-1] == FULL_SIZE:
             return predictions
@@ -100,7 +104,7 @@ def load_predictor(
     models_dir: str | None,
     device: torch.device,
 ) -> Predictor:
-    """The networks for a task. Raises UserError where some are missing or do not fit."""
+    """Load the networks of a task. Raises UserError if some are missing or do not fit."""
     check_one_of("model", model or "rooms", ("published", "rooms"))
     if model == "rooms" and models_dir is not None:
         raise UserError("`model` rooms are those shipped with the project: no `models_dir`")
@@ -112,8 +116,8 @@ def load_predictor(
     if stands_in or model == "rooms":
         folder = DEMO_MODELS
         paths = _checkpoints(folder, target, variants)
-    if lacking := _names_of_missing(paths, target, variants):
-        raise UserError(f"no {lacking} in {folder}: {_ways(task)}")
+    if still_missing := _names_of_missing(paths, target, variants):
+        raise UserError(f"no {still_missing} in {folder}: {_ways(task)}")
     scales = {recorded_scale(path) for path in paths.values()}
     if len(scales) > 1:
         raise UserError(f"{', '.join(map(str, paths.values()))} are of different scales")
@@ -134,7 +138,7 @@ def load_predictor(
 
 
 def _checkpoints(folder: Path, target: str, variants: Sequence[str]) -> dict[str, Path]:
-    """Those of the variants' checkpoints that the folder has."""
+    """Return the variants' checkpoints that exist in the folder."""
     return {v: path for v in variants if (path := find_variant([folder], target, v))}
 
 
@@ -154,7 +158,7 @@ def check_size(predictor: Predictor, size: int | None) -> None:
 
 
 def side_by_side(image: Tensor, predictions: dict[str, Tensor]) -> Image.Image:
-    """Input and predictions (C, H, W), each of the same size, as one labelled picture."""
+    """Draw input and predictions (C, H, W), all of the same size, as one labelled picture."""
     columns = {"input": image, **predictions}
     cell = min(image.shape[-2:])
     return montage({name: values[None] for name, values in columns.items()}, cell)

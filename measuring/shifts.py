@@ -1,4 +1,4 @@
-"""The consistency energy as images move away from the training domain."""
+"""The consistency energy under domain shift, i.e. of images with increasing corruption."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,35 +18,35 @@ from measuring.statistics import Table, make_table, roc_auc, standardised, stati
 from pictures import to_image
 
 CLEAN = ("clean", 0.0)
-Shift = tuple[str, float]  # a kind and a level of it
-Batch = tuple[list[str], dict[str, Tensor]]  # the images' names; {task: (B, C, S, S)} on the CPU
+Shift = tuple[str, float]  # (kind of corruption, its level)
+Batch = tuple[list[str], dict[str, Tensor]]  # (names of images, {task: (B, C, S, S)} on the CPU)
 
 # ---- the shifts ---------------------------------------------------------------------
 #
-# Each takes an 8-bit RGB image, a level and a random generator of the image's own, and
-# gives an image of the same size.
+# Each function takes an 8-bit RGB image, a level and the image's own random generator, and
+# returns an image of the same size.
 
 
 def blurred(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
-    """Gaussian blur, σ = `level` pixels."""
+    """Apply a Gaussian blur with σ = `level` pixels."""
     return image.filter(ImageFilter.GaussianBlur(level))
 
 
 def compressed(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
-    """Through JPEG of quality `level`."""
+    """Compress as JPEG of quality `level`."""
     file = io.BytesIO()
     image.save(file, format="jpeg", quality=int(level))
     return Image.open(file).convert("RGB")
 
 
 def noisy(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise, σ = `level` of the full range."""
+    """Add Gaussian noise with σ = `level` × the full range."""
     pixels = np.asarray(image) + 255 * level * rng.standard_normal((*image.size[::-1], 3))
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
 def darkened(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
-    """All values times `level`."""
+    """Multiply all values by `level`."""
     return image.point(lambda value: value * level)
 
 
@@ -59,9 +59,9 @@ SHIFTS: dict[str, tuple[Callable, tuple[float, ...]]] = {
 
 
 def shifted(images: Tensor, shift: Shift, first: int) -> Tensor:
-    """The images (B, 3, S, S) in [0, 1], each spoilt. `first` is the number of the first.
+    """Apply a shift to images (B, 3, S, S) in [0, 1]. `first` is the first image's number.
 
-    An image's noise follows from its number, so that no batch size changes it.
+    An image's noise depends only on its number, so it is independent of the batch size.
     """
     if shift == CLEAN:
         return images
@@ -69,7 +69,7 @@ def shifted(images: Tensor, shift: Shift, first: int) -> Tensor:
     result = []
     for number, image in enumerate(images, start=first):
         rng = np.random.default_rng(number)
-        # the values are 8-bit ones over 255; half a step keeps truncation from losing one
+        # Values are n / 255. Adding half a step keeps truncation from yielding n − 1.
         picture = to_image(image + 0.5 / 255)
         result.append(TF.to_tensor(SHIFTS[kind][0](picture, level, rng)))
     return torch.stack(result)
@@ -79,14 +79,14 @@ def shifted(images: Tensor, shift: Shift, first: int) -> Tensor:
 
 
 def view_batches(data: TaskDataset, batch_size: int) -> Iterator[Batch]:
-    """Labelled views in order."""
+    """Yield batches of labelled views, in order."""
     names = [f"{view.building}/{view.name}" for view in data.views]
     for number, batch in enumerate(Reality("test", data, batch_size)):
         yield names[number * batch_size :][: len(batch["rgb"])], batch
 
 
 def image_batches(images: ImageFiles, image_size: int, batch_size: int) -> Iterator[Batch]:
-    """Image files in order."""
+    """Yield batches of image files, in order."""
     for batch in images.batches(centre_square(image_size), batch_size, "", quiet=True):
         inputs = torch.stack([tensors[0] for _, tensors in batch])
         yield [str(path) for path, _ in batch], {"rgb": inputs}
@@ -99,28 +99,29 @@ def measure_shifts(
     device: torch.device,
     precision: str = "fp32",
 ) -> tuple[list[str], dict[Shift, Table]]:
-    """The images' names, and the table of all of them for clean and each shift."""
-    wanted = [CLEAN, *((kind, level) for kind, (_, levels) in SHIFTS.items() for level in levels)]
+    """Measure all images, clean and with each shift. Returns their names, and the tables."""
+    shifts = [CLEAN, *((kind, level) for kind, (_, levels) in SHIFTS.items() for level in levels)]
     names: list[str] = []
-    parts: dict[Shift, list] = {shift: [] for shift in wanted}
-    for some, batch in batches:
-        for shift in wanted:
-            spoilt = batch | {"rgb": shifted(batch["rgb"], shift, len(names))}
-            moved = {task: values.to(device) for task, values in spoilt.items()}
+    parts: dict[Shift, list] = {shift: [] for shift in shifts}
+    for batch_names, batch in batches:
+        for shift in shifts:
+            corrupted = batch | {"rgb": shifted(batch["rgb"], shift, len(names))}
+            inputs = {task: values.to(device) for task, values in corrupted.items()}
             with forward_only(device, precision):
-                parts[shift].append(measure_batch(graph, config, moved))
-        names += some
+                parts[shift].append(measure_batch(graph, config, inputs))
+        names += batch_names
     if not names:
         return [], {}
     error = ERROR if config == LABELLED else None
-    return names, {shift: make_table(joined(found), error) for shift, found in parts.items()}
+    return names, {shift: make_table(joined(losses), error) for shift, losses in parts.items()}
 
 
 def summary(tables: Mapping[Shift, Table]) -> dict[str, list]:
-    """A row for clean and for each level, as columns: shift, level, images, energy, … , auc.
+    """Summarise the tables, with one row for clean and one for each level of each shift.
 
-    "energy" is the mean standardised energy, "energy_se" its standard error, "error" the
-    mean L1 × 100 where there are labels, "auc" that of telling this level from clean.
+    The result is {column: values}. "energy" is the mean standardised energy and "energy_se"
+    its standard error. "error" is the mean L1 × 100, if there are labels. "auc" is the ROC-AUC
+    for distinguishing this level from clean.
     """
     clean = statistics(tables[CLEAN])
     energies = {shift: standardised(t, clean)["normalized_energy"] for shift, t in tables.items()}
@@ -145,7 +146,7 @@ def summary(tables: Mapping[Shift, Table]) -> dict[str, list]:
 
 
 def per_image(names: Sequence[str], tables: Mapping[Shift, Table]) -> dict[str, list]:
-    """A row for each image and level."""
+    """Return {column: values} with one row for each image and level."""
     clean = statistics(tables[CLEAN])
     rows: dict[str, list] = {"image": [], "shift": [], "level": []}
     for (kind, level), table in tables.items():

@@ -1,7 +1,7 @@
-"""The consistency energy's arithmetic: standardisation, correlation, ROC. Pure functions.
+"""Statistics of the consistency energy: standardisation, correlation, ROC. Pure functions.
 
-A table is {column: (N,) float64}: "energy", "error" where labels exist, and a column for
-each loss "percep_…" of an energy configuration, one entry an image.
+A table is {column: (N,) float64} with one entry per image. Its columns are "energy", "error"
+(if there are labels), and each loss "percep_…" of an energy configuration.
 """
 
 import math
@@ -20,9 +20,10 @@ CONFIDENCE = 0.95
 
 
 def make_table(losses: Mapping[str, Values], error: str | None = None) -> Table:
-    """Losses per image → the table. "energy" is the mean of all "percep_…", raw (published).
+    """Build the table from losses per image.
 
-    `error` is the name of the loss against the truth, if there is one.
+    "energy" is the mean of all losses "percep_…", not standardised (as published). `error` is
+    the name of the loss against the ground truth, if there is one.
     """
     names = sorted(name for name in losses if is_perceptual(name))
     columns = {name: np.asarray(losses[name], dtype=np.float64) for name in names}
@@ -33,10 +34,10 @@ def make_table(losses: Mapping[str, Values], error: str | None = None) -> Table:
 
 
 def statistics(table: Mapping[str, Values]) -> dict:
-    """What standardising by this table needs: {"columns": {name: {mean, deviation}}, "error"}.
+    """Return the statistics for `standardised`: {"columns": {name: {mean, deviation}}, "error"}.
 
-    The deviation is the mean absolute one for energies, the standard one (n − 1) for the
-    error (published).
+    As published, the deviation is the mean absolute deviation for energies, and the standard
+    deviation (with n − 1) for the error.
     """
     result: dict = {"columns": {}}
     for name in filter(is_straight, table):
@@ -54,10 +55,11 @@ def statistics(table: Mapping[str, Values]) -> dict:
 
 
 def standardised(table: Mapping[str, Values], by: Mapping) -> Table:
-    """{"normalized_energy"[, "normalized_error"]}: (N,) each, by the `statistics` of a table.
+    """Standardise a table by the `statistics` of a table.
 
-    The energy is the mean over its columns of (x − mean) / mean absolute deviation. A
-    column that is constant in the statistics makes all NaN (0 / 0, as published).
+    Returns {"normalized_energy"[, "normalized_error"]}, (N,) each. The energy is the mean over
+    the columns of (x − mean) / mean absolute deviation. If the deviation of any column is
+    zero, all energies are NaN (0 / 0, as published).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         columns = by["columns"].items()
@@ -72,7 +74,7 @@ def standardised(table: Mapping[str, Values], by: Mapping) -> Table:
 
 
 class Correlation(NamedTuple):
-    """A coefficient, the p-value of none at all, and the ends of its confidence interval."""
+    """A correlation coefficient, its p-value (against no correlation) and confidence interval."""
 
     value: float
     p: float
@@ -81,7 +83,7 @@ class Correlation(NamedTuple):
 
 
 def pearson(x: Values, y: Values) -> Correlation:
-    """Pearson's r, its interval by Fisher's z: atanh r ± 1.96 / √(n − 3)."""
+    """Pearson's r, with an interval by Fisher's z: atanh r ± 1.96 / √(n − 3)."""
     if not _comparable(x, y):
         return Correlation(*[math.nan] * 4)
     result = stats.pearsonr(x, y)
@@ -92,9 +94,9 @@ def pearson(x: Values, y: Values) -> Correlation:
 
 
 def spearman(x: Values, y: Values) -> Correlation:
-    """Spearman's ρ, its interval by Fisher's z with the variance (1 + ρ²/2) / (n − 3).
+    """Spearman's ρ, with an interval by Fisher's z with variance (1 + ρ²/2) / (n − 3).
 
-    (Bonett and Wright 2000: ranks spread more than values of a normal distribution.)
+    The variance is by Bonett and Wright (2000).
     """
     if not _comparable(x, y):
         return Correlation(*[math.nan] * 4)
@@ -119,7 +121,7 @@ class Regression(NamedTuple):
 
 
 def regression(x: Values, y: Values) -> Regression | None:
-    """The line of least squares; None where the values allow none."""
+    """Fit a line by least squares. None if there are too few, constant or non-finite values."""
     if not _comparable(x, y):
         return None
     slope, intercept, *_ = stats.linregress(x, y)
@@ -127,10 +129,10 @@ def regression(x: Values, y: Values) -> Regression | None:
 
 
 def roc_auc(clean: Values, shifted: Values) -> float:
-    """The chance that a shifted image has more energy than a clean one, ties counting half.
+    """Return the area under the ROC curve for detecting shifted images by their energy.
 
-    That is the area under the ROC curve of telling them apart by their energy. NaN where
-    there are none, or no numbers.
+    It equals the probability that a shifted image has more energy than a clean one, where ties
+    count half. NaN if either is empty or not finite.
     """
     if not len(clean) or not len(shifted) or not np.isfinite([*clean, *shifted]).all():
         return math.nan

@@ -1,6 +1,6 @@
-"""The networks: plain `nn.Module`s that read and write no files.
+"""The networks: plain `nn.Module`s without file access.
 
-All are built by the same keywords: downsample, in_channels, out_channels, width.
+All take the same keywords: downsample, in_channels, out_channels, width.
 """
 
 from modules.dense import Dense1by1Net

@@ -1,13 +1,13 @@
-"""Normalise, convolve, rectify: the block and the small network made of it."""
+"""The convolution block (normalise, convolve, ReLU), and a small network of such blocks."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class ConvBlock(nn.Module):
-    """GroupNorm on the *input*, a convolution, then ReLU; keeps the image size.
+    """GroupNorm of the *input*, convolution, ReLU. Keeps the image size.
 
-    `bn` is a GroupNorm: published checkpoints know it under that name.
+    The GroupNorm is called `bn` because published checkpoints use that name.
     """
 
     def __init__(
@@ -22,10 +22,10 @@ class ConvBlock(nn.Module):
 
 
 class Dense1by1Net(nn.Module):
-    """Normal to principal curvature: seven blocks at full resolution, no pooling.
+    """The network normal → principal_curvature: seven blocks at full resolution, no pooling.
 
-    (B, 3, H, W) → (B, 3, H, W), non-negative. `width` 16 is the published network
-    (64 and 96 channels inside); there is no depth to choose.
+    (B, 3, H, W) → (B, 3, H, W), non-negative. `width` 16 gives the published network (64 and 96
+    hidden channels). `downsample` is ignored.
     """
 
     def __init__(

@@ -1,15 +1,15 @@
-"""The ImageNet network: features of any domain, compared as a perceptual loss."""
+"""The ImageNet network, whose features are used as a perceptual loss."""
 
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
 
 class ResNetClass(nn.Module):
-    """ResNet-50's last feature maps, (B, C, H, W) → (B, 2048, H/32, W/32).
+    """ResNet-50's last feature maps: (B, C, H, W) → (B, 2048, H/32, W/32).
 
-    Parameters stand under `resnet.`; `fc` is in the state dict and unused, as published.
-    One-channel input is repeated to three. The input is not normalised by ImageNet's
-    mean and deviation: the published network never was. There is no scale to choose.
+    As published, parameters have the prefix `resnet.`, and `fc` is in the state dict but not
+    used. One-channel input is repeated to three channels. The input is not normalised with
+    ImageNet's mean and standard deviation (as published). All keywords are ignored.
     """
 
     def __init__(self, **scale: int) -> None:

@@ -1,20 +1,20 @@
-"""rgb → sobel_edges: the one transfer that is a formula."""
+"""The transfer rgb → sobel_edges, the only one that is a formula."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIGMA = 2.0  # pixels
-RADIUS = 8  # the Gaussian is cut at four sigma, as scipy does
+SIGMA = 2.0  # standard deviation of the Gaussian in pixels
+RADIUS = 8  # the Gaussian is truncated at 4 σ, as in SciPy
 
 
 class SobelKernel(nn.Module):
-    """Edge strength of the blurred channel mean: (B, C, H, W) → (B, 1, H, W).
+    """Sobel gradient magnitude of the blurred channel mean: (B, C, H, W) → (B, 1, H, W).
 
-    The same formula as the `sobel_edges` domain's file transform (Gaussian of σ = 2
-    pixels, mirrored borders; Sobel pair, zero borders; hypotenuse), here on the device
-    and differentiable. The published one goes through numpy, and so to the CPU, and
-    cuts the gradient. H and W have to be at least 8. There is no scale to choose.
+    Same formula as the file transform of the domain `sobel_edges`: a Gaussian with σ = 2 pixels
+    and mirrored borders, Sobel filters with zero padding, and the norm of the two responses.
+    This version runs on the device and is differentiable. The published one uses NumPy, which
+    needs the CPU and stops the gradient. H and W must be at least 8. All keywords are ignored.
     """
 
     gauss: Tensor
@@ -33,12 +33,12 @@ class SobelKernel(nn.Module):
         x = _mirror(x.mean(dim=1, keepdim=True))
         x = F.conv2d(F.conv2d(x, gauss.view(1, 1, -1, 1)), gauss.view(1, 1, 1, -1))
         across, down = F.conv2d(x, self.sobel.to(x.dtype), padding=1).split(1, dim=1)
-        # the norm, unlike hypot, has a finite gradient where both are zero
+        # unlike hypot, the norm has a finite gradient where both responses are zero
         return torch.linalg.vector_norm(torch.cat((across, down), 1), dim=1, keepdim=True)
 
 
 def _mirror(x: Tensor) -> Tensor:
-    """Pad H and W by `RADIUS` with the border pixel repeated (scipy's mode "reflect")."""
+    """Mirror-pad H and W by `RADIUS`, repeating the border pixel (SciPy's mode "reflect")."""
     for dim in (2, 3):
         size = x.shape[dim]
         first, last = x.narrow(dim, 0, RADIUS), x.narrow(dim, size - RADIUS, RADIUS)

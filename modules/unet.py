@@ -1,9 +1,8 @@
-"""The UNet family of the published system, under its state-dict names.
+"""The UNets of the published system. Names of modules match the published state dicts.
 
-`bn1` … `bn3` and `last_bn` are GroupNorms: published checkpoints know them so.
-Every network takes (B, in, H, W) with H and W multiples of 2**downsample and returns
-(B, out, H, W). `width` is the channel count of the first level, 16 as published; it
-doubles with each level.
+In particular, `bn1` … `bn3` and `last_bn` are GroupNorms. Every network maps (B, in, H, W) to
+(B, out, H, W), where H and W are multiples of 2**downsample. `width` is the number of channels
+of the first level (16 as published). It doubles with each level.
 """
 
 import torch
@@ -13,14 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from modules.dense import ConvBlock
 
-GROUPS = 8  # of every GroupNorm; a width has to be a multiple of it
+GROUPS = 8  # groups of every GroupNorm; widths must be multiples of it
 
 
 class _TripleConv(nn.Module):
     """Three times 3 × 3 convolution, GroupNorm, ReLU.
 
-    With `recompute` its inner activations are not kept for the backward pass but computed
-    again: less memory, more time.
+    `recompute` enables activation checkpointing: inner activations are recomputed in the
+    backward pass instead of stored. This saves memory and takes more time.
     """
 
     recompute = False
@@ -46,14 +45,14 @@ class _TripleConv(nn.Module):
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Have the blocks of a network of this family keep no inner activations."""
+    """Enable activation checkpointing in all blocks of a UNet."""
     for module in network.modules():
         if isinstance(module, _TripleConv):
             module.recompute = True
 
 
 class DownBlock(_TripleConv):
-    """Three convolutions, then a halving of the image unless `pool` is false."""
+    """Three convolutions, then max pooling by 2 unless `pool` is False."""
 
     def __init__(self, in_channels: int, out_channels: int, pool: bool = True) -> None:
         super().__init__(in_channels, out_channels)
@@ -65,7 +64,7 @@ class DownBlock(_TripleConv):
 
 
 class UpBlock(_TripleConv):
-    """Doubles the coarse map, joins the finer one of the way down, convolves."""
+    """Upsamples the coarse features, concatenates the skip connection, and convolves."""
 
     def __init__(self, skip_channels: int, in_channels: int, out_channels: int) -> None:
         super().__init__(skip_channels + in_channels, out_channels)
@@ -76,7 +75,7 @@ class UpBlock(_TripleConv):
 
 
 class _Ends(nn.Module):
-    """What all variants share: the convolutions at the bottleneck and at the end."""
+    """Layers that all variants share: the convolutions at the bottleneck and the output."""
 
     bn1: nn.Module
     bn2: nn.Module
@@ -105,7 +104,7 @@ class _Ends(nn.Module):
 
 
 class UNet(_Ends):
-    """The network of most transfers; the output is rectified."""
+    """The network of most transfers. A ReLU is applied to the output."""
 
     def __init__(
         self, downsample: int = 6, in_channels: int = 3, out_channels: int = 3, width: int = 16
@@ -133,10 +132,10 @@ class UNet(_Ends):
 
 
 class UNetReshade(UNet):
-    """A UNet whose clamped channels are averaged to one grey value, given three times.
+    """A UNet whose output channels are clamped to [0, 1], averaged, and repeated three times.
 
-    The output has three channels whatever `out_channels` is, as published (even for
-    reshading → depth_zbuffer, whose file holds a one-channel last convolution).
+    As published, the output always has three channels, whatever `out_channels` is. This holds
+    even for reshading → depth_zbuffer, whose last convolution has one channel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,9 +144,9 @@ class UNetReshade(UNet):
 
 
 class UNetOld(_Ends):
-    """The older layout: one attribute a block, `up_block1` the coarsest.
+    """The older UNet: each block is an attribute of its own; `up_block1` is the coarsest.
 
-    `downsample` 6 is the published depth; smaller images take fewer levels.
+    The published depth is `downsample` 6. Smaller images need fewer levels.
     """
 
     pool_deepest = True
@@ -186,7 +185,10 @@ class UNetOld(_Ends):
 
 
 class UNetDepth(UNetOld):
-    """Normal to depth: a `UNetOld` whose deepest block does not pool and which is not rectified."""
+    """The network normal → depth_zbuffer.
+
+    A `UNetOld` without pooling in the deepest block, and without ReLU on the output.
+    """
 
     pool_deepest = False
 
@@ -200,7 +202,7 @@ class UNetDepth(UNetOld):
 
 
 class UNetOld2(UNetOld):
-    """A `UNetOld` behind two 1 × 1 blocks."""
+    """A `UNetOld` preceded by two 1 × 1 convolution blocks."""
 
     def __init__(
         self, downsample: int = 6, in_channels: int = 3, out_channels: int = 3, width: int = 16

@@ -1,4 +1,4 @@
-"""Where the camera stands: poses that see something and, in rooms with holes, a suitable hole."""
+"""Camera poses with an unobstructed view and, in rooms with holes, a hole of suitable size."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from .render import HOLE, Camera, Renderer, look
 from .scene import Scene
 
-HOLE_SHARE = (0.01, 0.10)  # of the pixels of a view that has holes
+HOLE_SHARE = (0.01, 0.10)  # allowed share of hole pixels in a view with holes
 
 
 def propose(scene: Scene, rng: np.random.Generator) -> Camera:
-    """A random camera in the room, looking at something across it."""
+    """Return a random camera in the room, directed at a random target."""
     margin = 0.35
     low, high = np.full(3, margin), scene.size - margin
     position = rng.uniform(low, high)
@@ -23,22 +23,25 @@ def propose(scene: Scene, rng: np.random.Generator) -> Camera:
         target = target + rng.normal(0, 0.8, 3)
     else:
         target = rng.uniform(0.1, 0.9, 3) * scene.size
-    away = target - position
-    yaw = np.arctan2(away[1], away[0]) + rng.normal(0, 0.1)
-    pitch = np.clip(np.arctan2(away[2], np.hypot(*away[:2])), -0.6, 0.2) * 0.6
+    direction = target - position
+    yaw = np.arctan2(direction[1], direction[0]) + rng.normal(0, 0.1)
+    pitch = np.clip(np.arctan2(direction[2], np.hypot(*direction[:2])), -0.6, 0.2) * 0.6
     pitch += rng.normal(-0.06, 0.1)
     angle = np.radians(rng.uniform(48, 82))
     return look(position, yaw, pitch, rng.normal(0, 0.025), angle)
 
 
 def hole_share_fits(share: float, tolerance: float = 1.0) -> bool:
-    """No hole at all, or one of the wanted size."""
+    """Whether a view has no hole pixels, or a share within HOLE_SHARE, narrowed by `tolerance`."""
     return share == 0 or HOLE_SHARE[0] * tolerance <= share <= HOLE_SHARE[1] / tolerance
 
 
 def choose_camera(scene: Scene, rng: np.random.Generator, tries: int = 40) -> Camera:
-    """The first proposed camera that stands free and sees something; where the room has holes,
-    preferably one of 1-10 % of the view (seen on a coarse 32 x 32 grid)."""
+    """Return the first proposed camera that is outside furniture and has an unobstructed view.
+
+    In rooms with holes, views in which holes cover 1-10 % are preferred. Views are checked on a
+    coarse grid of 32 x 32 rays.
+    """
     grid, fallback = 32, None
     y, x = (a.reshape(-1) for a in np.mgrid[:grid, :grid])
     wants_hole = scene.has_holes and rng.random() < 0.9
@@ -49,8 +52,12 @@ def choose_camera(scene: Scene, rng: np.random.Generator, tries: int = 40) -> Ca
             continue
         t, surface, _ = Renderer(scene, camera, grid).depths(x + 0.5, y + 0.5)
         share = (surface == HOLE).mean()
-        seen = np.minimum(t, 20)
-        if np.median(seen) < 1.1 or (seen < 0.5).mean() > 0.08 or not hole_share_fits(share, 1.4):
+        visible_depth = np.minimum(t, 20)
+        if (
+            np.median(visible_depth) < 1.1
+            or (visible_depth < 0.5).mean() > 0.08
+            or not hole_share_fits(share, 1.4)
+        ):
             continue
         if np.unique(surface, return_counts=True)[1].max() > 0.6 * grid * grid:
             continue
@@ -61,7 +68,8 @@ def choose_camera(scene: Scene, rng: np.random.Generator, tries: int = 40) -> Ca
 
 
 def look_anywhere(scene: Scene, rng: np.random.Generator) -> Camera:
-    """Last resort in a crowded room: from under the ceiling's middle, at a wall without holes."""
+    """Fallback for crowded rooms: a camera below the ceiling's centre, facing a wall without
+    openings if there is one."""
     faces = [f for f in range(4) if all(o.face != f for o in scene.openings)] or [0]
     yaw = {0: np.pi, 1: 0.0, 2: -np.pi / 2, 3: np.pi / 2}[faces[rng.integers(len(faces))]]
     position = np.array([scene.size[0] / 2, scene.size[1] / 2, scene.size[2] - 0.35])

@@ -1,4 +1,4 @@
-"""Lamps, plants, pictures, curtains, clutter: the smaller things of a room (see furniture.py)."""
+"""Smaller objects of a room: lamps, plants, pictures, curtains, clutter (see furniture.py)."""
 
 from __future__ import annotations
 

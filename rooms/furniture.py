@@ -1,5 +1,5 @@
-"""Pieces of furniture: each fills the local frame of a ``Builder`` (x along the wall from
--w/2 to w/2, y from the wall at 0 to the front at d, z up from the floor)."""
+"""Pieces of furniture. Each function adds one piece in the local frame of a ``Builder``:
+x along the wall from -w/2 to w/2, y from the wall at 0 to the front at d, z up from the floor."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def books(b: Builder, x0, x1, y0, depth, z, room):
 
 
 def on_top(b: Builder, w, d, z, count, y0=0.0):
-    """Small things lying on a surface: books, bottles, bowls, boxes, a lamp."""
+    """Small objects on a surface: books, bottles, bowls, boxes, a lamp."""
     rng = b.rng
     for _ in range(count):
         x = rng.uniform(-w / 2 + 0.1, w / 2 - 0.1)

@@ -1,4 +1,4 @@
-"""Lays out a whole room from a seed: style of the building, shell, openings, lights, furniture."""
+"""Layout of a room from a seed: style of the building, shell, openings, lights, furniture."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ FREE_PIECES = (
     (decor.clutter, (0.8, 1.6), (0.5, 1.2), 2),
     (decor.pillar, (0.25, 0.5), (0.25, 0.5), 1),
 )
-SHARE_WITH_HOLES = 0.35  # of the rooms; nearly every view of these shows one
+SHARE_WITH_HOLES = 0.35  # share of rooms with holes; nearly all of their views show a hole
 
 
-@lru_cache(maxsize=2)  # the views of one room come one after another
+@lru_cache(maxsize=2)  # the views of a room are rendered one after another
 def make_scene(seed: int, building: str, point: int) -> Scene:
-    """The room ``point`` of a building; depends on nothing but the arguments."""
+    """Create the room ``point`` of a building. The result depends only on the arguments."""
     code = crc32(building.encode())
     style = np.random.default_rng(np.random.SeedSequence((seed, code)))
     rng = np.random.default_rng(np.random.SeedSequence((seed, code, 1, point)))
@@ -68,7 +68,7 @@ def make_scene(seed: int, building: str, point: int) -> Scene:
 
 
 class Walls:
-    """The four walls as local frames, and which places are taken."""
+    """The local frames of the four walls, and the occupied parts of walls and floor."""
 
     def __init__(self, size: np.ndarray, rng: np.random.Generator):
         w, d = size[:2]
@@ -87,7 +87,7 @@ class Walls:
         b.at(x + along * np.cos(yaw), y + along * np.sin(yaw), 0, yaw)
 
     def spot(self, width: float, tall: bool = True) -> tuple[int, float] | None:
-        """A free stretch of wall: (face, middle), or None after a few tries."""
+        """Find a free part of a wall: (face, middle), or None after a few tries."""
         for _ in range(8):
             face = int(self.rng.integers(4))
             length = self.frames[face][3]
@@ -101,7 +101,7 @@ class Walls:
         return None
 
     def claim(self, rectangle: tuple) -> bool:
-        """Take a world rectangle of the floor unless it meets another one."""
+        """Reserve a rectangle of the floor (world frame). False if it overlaps another one."""
         x0, x1, y0, y1 = rectangle
         if x0 < -0.01 or y0 < -0.01 or x1 > self.size[0] + 0.01 or y1 > self.size[1] + 0.01:
             return False
@@ -111,7 +111,7 @@ class Walls:
         return True
 
     def rectangle(self, b: Builder, width: float, depth: float) -> tuple:
-        """World bounds of the local footprint [-w/2, w/2] x [0, d]."""
+        """Return the world bounds of the local footprint [-w/2, w/2] x [0, d]."""
         points = [b.place((x, y, 0)) for x in (-width / 2, width / 2) for y in (0, depth)]
         (x0, y0, _), (x1, y1, _) = np.min(points, 0), np.max(points, 0)
         return x0 + 0.005, x1 - 0.005, y0 + 0.005, y1 - 0.005
@@ -175,12 +175,12 @@ def make_openings(b: Builder, walls: Walls, holes: bool, day: bool) -> list[Open
 
 
 def close_opening(b, opening, width, low, high, holes, day):
-    """Leave an opening open (a hole), or give it a pane, a door leaf or a room behind it."""
+    """Leave an opening as a hole, or add a window pane, a door leaf or a room behind it."""
     rng = b.rng
     if holes and (opening.window or rng.random() < 0.5):
         return
     if opening.window:
-        # A pane that the scanner took for a surface: bright by day, dark by night.
+        # A pane that the simulated scanner sees as a surface: bright by day, dark by night.
         tone = hsv(rng.uniform(0.5, 0.65), rng.uniform(0.0, 0.4), 0.95)
         second = hsv(rng.uniform(0.2, 0.4), 0.4, 0.5)
         glow = rng.uniform(1.0, 3.0) if day else 0.02
@@ -199,7 +199,7 @@ def close_opening(b, opening, width, low, high, holes, day):
 
 
 def annex(b: Builder, opening: Opening, width: float) -> None:
-    """A second room behind a doorway, with a thing or two standing in it."""
+    """Add a second room behind a doorway, with one piece of furniture."""
     rng = b.rng
     depth, side = rng.uniform(1.2, 4.0), rng.uniform(0.3, 1.5, 2)
     corners = [b.place((-width / 2 - side[0], -depth, 0)),
@@ -211,7 +211,7 @@ def annex(b: Builder, opening: Opening, width: float) -> None:
 
 
 def pick(rng, pieces):
-    """One row of a table of pieces, by weight."""
+    """Choose a random row of a table of pieces, by weight."""
     weight = np.array([row[3] for row in pieces], float)
     return pieces[rng.choice(len(pieces), p=weight / weight.sum())]
 

@@ -1,4 +1,4 @@
-"""Renders one view of a scene: camera pose, geometry of every pixel, anti-aliased rgb.
+"""Rendering of a view of a scene: the geometry of every pixel, and anti-aliased rgb.
 
 Camera frame: x right, y down, z forward (the frame of Taskonomy's normals).
 """
@@ -16,11 +16,12 @@ from .scene import LABEL, Scene
 from .surfaces import shell_surface, thing_surface
 from .trace import FAR, dot, exit_box, length, nearest, screen_overlap, unit_frames
 
+# Ids of surfaces: HOLE, 6 * room + face for shells of rooms, FIRST_THING + index for primitives.
 HOLE = -1
-FIRST_THING = 1000  # surface ids: 6 * room + face below this, FIRST_THING + primitive from it
+FIRST_THING = 1000
 
 
-# Places of the extra rays of an anti-aliased pixel (px from its centre): a rotated grid.
+# Offsets of the extra rays of an anti-aliased pixel (px from its centre): a rotated grid.
 SUBPIXEL = np.array([(-0.375, -0.125), (-0.125, 0.375), (0.125, -0.375), (0.375, 0.125)])
 
 
@@ -46,11 +47,11 @@ class Hits:
     uv: np.ndarray  # (R, 2) m on the surface
     material: np.ndarray  # (R,)
     label: np.ndarray  # (R,)
-    openness: np.ndarray  # (R,) 0..1 share of the stray light
-    footprint: np.ndarray  # (R,) m that a pixel covers
-    inside: np.ndarray  # (R,) in the main room (not in one behind a doorway)
-    sample: np.ndarray  # (R,) which position on a light to test
-    borrow: np.ndarray  # (R,) index of the ray whose shadows are taken over; a ray's own: traced
+    openness: np.ndarray  # (R,) share of the ambient light that arrives, 0..1
+    footprint: np.ndarray  # (R,) width of a pixel on the surface, in m
+    inside: np.ndarray  # (R,) bool: in the main room, not in one behind a doorway
+    sample: np.ndarray  # (R,) index of the position on a light to which shadow rays go
+    borrow: np.ndarray  # (R,) index of the ray whose shadows are used; own index: trace them
     smooth: Callable  # smooths shadows (R,) over neighbouring pixels
 
 
@@ -68,7 +69,7 @@ class View:
 
 
 def look(position, yaw, pitch, roll, view_angle) -> Camera:
-    """A camera at ``position`` looking along yaw (in the floor plane) and pitch (up positive)."""
+    """Return a camera with the given yaw (in the floor plane) and pitch (positive: upwards)."""
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0])
     down = np.cross(forward, right)
@@ -90,13 +91,14 @@ class Renderer:
         )
 
     def directions(self, u, v):
-        """World directions (R, 3) with unit depth of image places (px; 0.5 = first centre)."""
+        """Return world directions (R, 3) with unit depth of image points (px; the first pixel's
+        centre is 0.5)."""
         x, y = (u - self.size / 2) / self.focal, (v - self.size / 2) / self.focal
         ray = np.stack([x, y, np.ones_like(x)], 1)
         return (ray @ self.camera.frame).astype(np.float32)
 
     def depths(self, u, v):
-        """t (R,), surface (R,) and world directions (R, 3)."""
+        """Trace rays: depth t (R,), surface (R,) and world directions (R, 3)."""
         scene, origin = self.scene, self.camera.position
         directions = self.directions(u, v)
         wall_t, face = exit_box(np.zeros(3), scene.size, origin, directions)
@@ -122,7 +124,7 @@ class Renderer:
         return np.where(nearer, t, exact), surface, directions
 
     def hits(self, u, v) -> tuple[Hits, np.ndarray]:
-        """Everything shading and labels need, and the directions (R, 3)."""
+        """Trace rays. Returns all that shading and labels need, and the directions (R, 3)."""
         scene = self.scene
         t, surface, directions = self.depths(u, v)
         point = self.camera.position + t[:, None] * directions
@@ -154,8 +156,8 @@ class Renderer:
             hits.inside &= (point[:, axis] > -0.05) & (point[:, axis] < scene.size[axis] + 0.05)
         far = length(directions)
         view = directions / far[:, None]
-        # Rounded edges may bend a normal away from the camera; on a really round edge such places
-        # are out of sight, and the normals seen end at right angles to the ray.
+        # Rounding of edges is only simulated by bending normals, possibly away from the camera.
+        # On a really round edge such points would be hidden, so the angle is limited to 90°.
         excess = np.maximum(dot(view, hits.normal) + 0.02, 0)
         hits.normal -= excess[:, None] * view
         hits.normal /= np.maximum(length(hits.normal), 1e-6)[:, None]
@@ -167,18 +169,20 @@ class Renderer:
         return hits, directions
 
     def radiance(self, hits: Hits, directions, noise, rng):
-        """Linear colours (R, 3), sky included."""
+        """Return the linear colours (R, 3), including the sky."""
         out = np.empty((len(hits.t), 3), np.float32)
         hole = hits.surface == HOLE
-        hits.point[hole] = self.camera.position  # keep the shading of holes finite; it is dropped
+        hits.point[hole] = self.camera.position  # keeps holes finite; overwritten below
         out[:] = shade.illuminate(self.scene, self.frames, noise, rng, hits, directions)
         out[hole] = shade.sky_colour(self.scene, noise, directions[hole])
         return out
 
 
 def smoother(surface: np.ndarray) -> Callable:
-    """A 4 x 4 mean over neighbours on the same ``surface`` (S, S): a function of (R,) values, of
-    which the first S * S belong to the pixels' centres."""
+    """Return a function that smooths values (R,) by a 4 x 4 mean over the same ``surface`` (S, S).
+
+    The first S * S values belong to the centres of pixels. The others are not changed.
+    """
     size = len(surface)
 
     def smooth(values):
@@ -196,15 +200,18 @@ def smoother(surface: np.ndarray) -> Callable:
 
 
 def joined(first: Hits, second: Hits) -> Hits:
-    """Two lists of hits as one."""
+    """Concatenate two lists of hits."""
     names = [f.name for f in fields(Hits) if f.name != "smooth"]
     parts = {n: np.concatenate([getattr(first, n), getattr(second, n)]) for n in names}
     return Hits(**parts, smooth=first.smooth)
 
 
 def lenders(hits: Hits, more: Hits, pixel: np.ndarray, size: int) -> np.ndarray:
-    """For the extra rays ``more`` (R,) in ``pixel`` (R,): the pixel nearby that sees the same
-    surface and can lend its smooth shadow, else the ray's own index in the joined list."""
+    """Find pixels whose smooth shadows can be reused for the extra rays ``more`` (R,).
+
+    ``pixel`` (R,) are the rays' pixels. The result is the index of a nearby pixel that sees the
+    same surface, or else the ray's own index in the joined list.
+    """
     own = size * size + np.arange(len(pixel))
     out = own.copy()
     for dy, dx in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)):
@@ -217,7 +224,7 @@ def lenders(hits: Hits, more: Hits, pixel: np.ndarray, size: int) -> np.ndarray:
 
 
 def seams(surface, normal) -> np.ndarray:
-    """Pixels (S, S) next to another surface or across a sharp edge: those to be anti-aliased."""
+    """Return the mask (S, S) of pixels to anti-alias: those at borders of surfaces and edges."""
     out = np.zeros(surface.shape, bool)
     for axis in (0, 1):
         a = tuple(slice(1 if axis == i else None, None) for i in range(2))
@@ -229,7 +236,7 @@ def seams(surface, normal) -> np.ndarray:
 
 
 def render(scene: Scene, camera: Camera, size: int, rng: np.random.Generator) -> View:
-    """One view of ``size`` x ``size`` px: labels at pixel centres, rgb with 5 rays at seams."""
+    """Render a view of ``size`` x ``size`` px. rgb uses 5 rays at seams; all else one ray."""
     renderer = Renderer(scene, camera, size)
     y, x = (a.reshape(-1) for a in np.mgrid[:size, :size])
     hits, directions = renderer.hits(x + 0.5, y + 0.5)
@@ -244,7 +251,7 @@ def render(scene: Scene, camera: Camera, size: int, rng: np.random.Generator) ->
     v = (y[extra][:, None] + 0.5 + dv).reshape(-1)
     more, more_directions = renderer.hits(u, v)
     more.sample = (np.repeat(hits.sample[extra], 4) + np.tile([0, 5, 10, 15], len(extra))) % 16
-    # Depth darkening (Luft et al. 2006): what lies behind a near thing receives less stray light.
+    # Depth darkening (Luft et al. 2006): surfaces behind a near object get less ambient light.
     shallow = np.minimum(depth, 12)
     behind = np.clip(1 - gaussian_filter(shallow, 0.02 * size) / shallow, 0, 0.35).reshape(-1)
     every = joined(hits, more)

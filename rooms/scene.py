@@ -1,4 +1,4 @@
-"""What is in a room: its shell, openings, lights and furniture, drawn from a random generator.
+"""The scene: a room's shell, openings, lights and furniture as arrays of primitives.
 
 World frame: x, y horizontal, z up, metres; the room is the box ``[0, W] x [0, D] x [0, H]``.
 Faces of a box are numbered ``2 * axis + (1 if high side else 0)``: 4 is the floor, 5 the ceiling.
@@ -35,8 +35,10 @@ class Light:
 
 @dataclass
 class Opening:
-    """A rectangle ``low..high`` (3-vectors, m) in room face ``face``; beyond it nothing was
-    scanned (``annex`` None) or lies a second room, the box ``annex`` (2, 3)."""
+    """A rectangular opening ``low..high`` (3-vectors, m) in face ``face`` of the room.
+
+    Behind it is a second room, the box ``annex`` (2, 3), or a hole without data (None).
+    """
 
     face: int
     low: np.ndarray
@@ -89,8 +91,10 @@ def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 class Builder:
-    """Collects primitives and materials; furniture is built in a local frame (``at``) whose
-    x runs along the wall, y into the room and z up."""
+    """Collects primitives and materials.
+
+    Furniture is built in a local frame, which ``at`` sets: x along the wall, y into the room, z up.
+    """
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -104,11 +108,11 @@ class Builder:
         self.origin, self.yaw = np.array([x, y, z], float), yaw
 
     def place(self, point) -> np.ndarray:
-        """A local point in the world."""
+        """Transform a local point to the world frame."""
         return self.origin + np.asarray(point, float) @ rotation(self.yaw)
 
     def mat(self, colour, second=None, texture="plain", period=0.3, gloss=0.0, emission=0.0) -> int:
-        """A new material; ``second`` is the other colour of its texture."""
+        """Add a material and return its index. ``second`` is the texture's second colour."""
         colour = np.asarray(colour)
         second = colour * 0.7 if second is None else np.asarray(second)
         self.materials.append(
@@ -117,7 +121,7 @@ class Builder:
         return len(self.materials) - 1
 
     def add(self, kind, centre, half, mat, bevel=0.03, turn=None, label=None, casts=True) -> None:
-        """One primitive with half extents ``half``; ``turn`` = its own axes in the local frame."""
+        """Add a primitive with half extents ``half``. ``turn`` rotates it in the local frame."""
         axes = rotation(self.yaw) if turn is None else turn @ rotation(self.yaw)
         label = self.label if label is None else label
         half = np.maximum(np.asarray(half, float), 0.002)

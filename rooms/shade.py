@@ -1,7 +1,7 @@
-"""Colour of what rays hit: textures, lights with shadows, highlights, sky, the camera's response.
+"""Shading: textures, lights with shadows, highlights, the sky, and the camera's response.
 
-Everything works on flat arrays of R rays, so that the pixel centres and the extra rays of
-anti-aliased pixels go the same way.
+All functions take flat arrays of R rays. So pixel centres and the extra rays of anti-aliased
+pixels are processed alike.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from .scene import TEXTURES, Light, Scene
 from .trace import BLOCK, FAR, dot, entry, length, pairs, rotate, slab
 
-SAMPLES = 16  # positions on a light; neighbouring pixels take different ones
+SAMPLES = 16  # positions on a light for soft shadows; neighbouring pixels use different ones
 
 
 class Noise:
-    """Smooth value noise over the plane from one random table."""
+    """Smooth 2D value noise from a random table."""
 
     def __init__(self, rng: np.random.Generator):
         self.table = rng.random((128, 128), np.float32)
 
     def __call__(self, u, v):
-        """Values in 0..1 with a period of one unit between lattice points."""
+        """Return values in 0..1. The lattice points are one unit apart."""
         i, j = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
         a, b = u - i, v - j
         a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)
@@ -45,8 +45,11 @@ def _square(x, blur):
 
 
 def mixture(kind: str, u, v, blur, noise: Noise):
-    """Share (R,) of the second colour; ``u, v`` and the pixel's footprint ``blur`` in periods."""
-    fade = np.clip(1.4 - blur, 0, 1)  # a texture finer than the pixels turns into its mean
+    """Return the share (R,) of a texture's second colour.
+
+    ``u``, ``v`` and the width of a pixel ``blur`` are in units of the texture's period.
+    """
+    fade = np.clip(1.4 - blur, 0, 1)  # textures finer than a pixel fade to their mean
     if kind == "checker":
         share = 0.5 + 0.5 * _square(u, blur) * _square(v, blur)
     elif kind == "stripes":
@@ -76,7 +79,7 @@ def mixture(kind: str, u, v, blur, noise: Noise):
 
 
 def albedo(scene: Scene, noise: Noise, hits) -> np.ndarray:
-    """Linear colours (R, 3) of hit points."""
+    """Return the linear surface colours (R, 3) of hit points."""
     share = np.zeros(len(hits.material), np.float32)
     period = scene.period[hits.material]
     u, v = hits.uv[:, 0] / period, hits.uv[:, 1] / period
@@ -92,7 +95,7 @@ def albedo(scene: Scene, noise: Noise, hits) -> np.ndarray:
 
 
 def sky_colour(scene: Scene, noise: Noise, directions) -> np.ndarray:
-    """What is seen through a hole: sky above, hazy horizon, trees and ground below: (R, 3)."""
+    """Return the colours (R, 3) seen through holes: sky, hazy horizon, trees and ground."""
     d = directions / length(directions)[:, None]
     angle = np.arctan2(d[:, 1], d[:, 0]) * 6
     rise = d[:, 2]
@@ -104,7 +107,7 @@ def sky_colour(scene: Scene, noise: Noise, directions) -> np.ndarray:
 
 
 def octahedral(d):
-    """Directions (R, 3) -> the square [-1, 1]^2."""
+    """Octahedral map of directions (R, 3) to the square [-1, 1]^2: (R, 2)."""
     d = d / (np.abs(d[:, :1]) + np.abs(d[:, 1:2]) + np.abs(d[:, 2:]))
     folded = (1 - np.abs(d[:, 1::-1])) * np.where(d[:, :2] >= 0, 1, -1)
     return np.where(d[:, 2:] < 0, folded, d[:, :2])
@@ -119,7 +122,10 @@ def _directions(uv):
 
 
 def light_cells(scene: Scene, frames, light: Light, toward):
-    """Cells of directions from a light, and which primitives each may meet: (R,), (C, N)."""
+    """Group shadow rays from a light into C cells of similar direction.
+
+    Returns each ray's cell (R,), and which primitives the rays of a cell may hit (C, N).
+    """
     grid = 40
     distance = length(toward)
     uv = octahedral(toward)
@@ -131,7 +137,7 @@ def light_cells(scene: Scene, frames, light: Light, toward):
     np.maximum.at(reach, cell, distance)
     corner = low + np.stack([used // grid, used % grid], 1) * step
     direction = _directions(corner + step / 2).astype(np.float32)
-    # A cell lies in the cone round its middle that holds its corners (the map bends a little).
+    # Bounding cone of a cell, from its corners. The margin covers the distortion by the map.
     width = np.zeros(len(used), np.float32)
     for shift in ((0, 0), (0, 1), (1, 0), (1, 1)):
         there = _directions(corner + np.array(shift) * step)
@@ -145,7 +151,7 @@ def light_cells(scene: Scene, frames, light: Light, toward):
     cosine = direction @ (offset / np.maximum(gap, 1e-6)[:, None]).T
     limit = np.minimum(spread + width.max(), np.pi)
     at, thing = np.nonzero((cosine > np.cos(limit)) & casts)
-    # What is left is tested against boxes grown by the light's and the cell's extent.
+    # Test the remaining primitives as boxes, grown by the extent of the light and the cell.
     grow = light.radius + np.minimum(gap + radius, reach.max())[thing] * width[at]
     scale = 1 / (1 + grow[:, None] / scene.half[thing])
     local = np.einsum("nij,nj->ni", frames, -offset)
@@ -161,7 +167,7 @@ def light_cells(scene: Scene, frames, light: Light, toward):
 
 
 def visible(scene: Scene, frames, light: Light, samples, points, which) -> np.ndarray:
-    """1 where the segment from light position ``samples[which]`` to a point is free: (R,)."""
+    """Return 1 if the segment from ``samples[which]`` to a point is unobstructed, else 0: (R,)."""
     out = np.ones(len(points), np.float32)
     if not len(points):
         return out
@@ -181,7 +187,7 @@ def visible(scene: Scene, frames, light: Light, samples, points, which) -> np.nd
 
 
 def through_opening(scene: Scene, points, sun) -> np.ndarray:
-    """Whether the way from points in the room to the sun leaves through a window: (R,) bool."""
+    """Whether the rays from points in the room to the sun pass through a window: (R,) bool."""
     direction = sun - points
     t = np.full(len(points), FAR)
     face = np.zeros(len(points), int)
@@ -205,7 +211,7 @@ def through_opening(scene: Scene, points, sun) -> np.ndarray:
 
 
 def illuminate(scene: Scene, frames, noise: Noise, rng, hits, directions) -> np.ndarray:
-    """Linear radiance (R, 3) of hit points seen along world ``directions``."""
+    """Return the linear radiance (R, 3) of hit points seen along world ``directions``."""
     colour = albedo(scene, noise, hits)
     up = 0.5 + 0.5 * hits.normal[:, 2:]
     light_sum = (scene.ambient[0] * (1 - up) + scene.ambient[1] * up) * hits.openness[:, None]
@@ -242,7 +248,7 @@ def illuminate(scene: Scene, frames, noise: Noise, rng, hits, directions) -> np.
 
 
 def reflected(scene: Scene, noise: Noise, hits, mirrored, gloss) -> np.ndarray:
-    """What glossy points mirror of the bare room: plain walls and shining windows: (R, 3)."""
+    """Return the reflections (R, 3) of the empty room on glossy points: walls and windows."""
     out = np.zeros_like(mirrored)
     rays = np.nonzero((gloss[:, 0] > 0.05) & hits.inside)[0]
     if not len(rays):
@@ -270,9 +276,9 @@ def reflected(scene: Scene, noise: Noise, hits, mirrored, gloss) -> np.ndarray:
 
 
 def develop(radiance: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Linear radiance (S, S, 3) -> 8-bit rgb: exposure, glare, white balance, vignette, noise.
+    """Convert linear radiance (S, S, 3) to 8-bit rgb like a camera.
 
-    ``scale`` = S / 512: sizes in the image are given for 512 px.
+    Applies exposure, glare, white balance, vignetting and noise. ``scale`` is S / 512.
     """
     size = len(radiance)
     level = np.percentile(radiance.mean(2), 60)
@@ -280,12 +286,12 @@ def develop(radiance: np.ndarray, rng: np.random.Generator, scale: float) -> np.
     image = radiance * (target * rng.uniform(0.75, 1.35) / max(level, 1e-3))
     bright = np.clip(image - 1.0, 0, 6)
     if bright.max() > 0:
-        # Glare: the excess of overexposed places spills over their surroundings.
+        # Glare: overexposed pixels spread their excess to their surroundings.
         blurred = gaussian_filter(bright, (6 * scale, 6 * scale, 0))
         wide = max(1, int(30 * scale))
         glow = uniform_filter(blurred, (wide, wide, 1))
         image = image + rng.choice([0.03, 0.1, 0.3]) * glow
-    # White balance: most of the light's tint is taken out, as cameras do.
+    # White balance: remove most of the light's tint, as cameras do.
     tint = np.median(image.reshape(-1, 3), 0) + 0.02
     image = image * (tint.mean() / tint) ** rng.uniform(0.2, 0.8) * np.exp(rng.normal(0, 0.04, 3))
     axis = np.linspace(-1, 1, size)

@@ -1,4 +1,4 @@
-"""A contact sheet of views: one row a view, one column a domain, decoded for viewing."""
+"""A contact sheet: one row per view, one column per domain, decoded for viewing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-# What the brightest grey of the sheet stands for, in units of the 16-bit files.
+# Value of the 16-bit files that the sheet shows as white.
 FULL_SCALE = {"depth_zbuffer": 4096, "edge_occlusion": 2500, "keypoints2d": 1500,
               "keypoints3d": 40000}  # fmt: skip
 
 
 def decode(domain: str, path: Path, size: int) -> Image.Image:
-    """One file as an 8-bit RGB image of ``size`` x ``size`` px."""
+    """Read a file as an 8-bit RGB image of ``size`` x ``size`` px."""
     image = np.asarray(Image.open(path))
     if domain in FULL_SCALE:
         grey = np.clip(image.astype(np.float32) * (255 / FULL_SCALE[domain]), 0, 255)
@@ -27,7 +27,7 @@ def decode(domain: str, path: Path, size: int) -> Image.Image:
 
 
 def write_sheet(path, views: list[dict[str, Path]], size: int = 160) -> None:
-    """Writes the sheet of ``views`` (each: domain -> file) as a PNG."""
+    """Write the sheet of ``views``, {domain: file} each, as a PNG."""
     domains, band = list(views[0]), 14
     width = len(domains) * (size + 2)
     sheet = Image.new("RGB", (width, band + len(views) * (size + 2)), "white")

@@ -1,4 +1,4 @@
-"""Normal, curvature and texture place of points on primitives and on the shell of a room."""
+"""Normals, curvatures and texture coordinates of points on primitives and shells of rooms."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from scipy.special import erfc
 from .scene import BOX, CYLINDER, ELLIPSOID, Scene
 from .trace import dot, length
 
-TURN = np.sqrt(np.pi) / 2  # a right angle bent as exp(-(d/w)^2) peaks at curvature TURN / w
+# Peak curvature is TURN / w if a right angle is rounded with curvature ~ exp(-(d / w)^2).
+TURN = np.sqrt(np.pi) / 2
 
 
 def box_edges(distance, bevel, sign, normal, side, axis):
-    """Bends ``normal`` (R, 3) and returns the curvatures (R, 2) near a box face's four edges.
+    """Bend ``normal`` (R, 3) in place near a box's edges, and return the curvatures (R, 2).
 
-    ``distance`` (R, 3): to the nearest face along each axis; ``side`` (R, 3): which side that is
-    (+-1); ``axis`` (R,): the axis of the face hit; ``sign`` +1 convex, -1 concave.
+    ``distance`` (R, 3) is the distance to the nearest face along each axis, and ``side`` (R, 3)
+    the side of that face (+-1). ``axis`` (R,) is the axis of the face that was hit. ``sign`` is
+    +1 for convex and -1 for concave edges.
     """
     rows = np.arange(len(axis))
     bends = []
@@ -24,14 +26,17 @@ def box_edges(distance, bevel, sign, normal, side, axis):
         width = bevel[rows, axis, other]
         q = np.minimum(distance[rows, other] / width, 6)
         bends.append(sign * TURN / width * np.exp(-q * q))
-        # The normal turns by the integral of the curvature: 45 degrees at the very edge.
+        # The normal turns by the integral of the curvature, which is 45 degrees at the edge.
         normal[rows, other] += side[rows, other] * sign * np.tan(np.pi / 4 * erfc(q))
     normal /= length(normal)[:, None]
     return np.stack(bends, 1)
 
 
 def thing_surface(scene: Scene, thing, point):
-    """Normal (R, 3), curvature (R, 2) and texture place (R, 2) on primitives ``thing`` (R,)."""
+    """Return normals (R, 3), curvatures (R, 2) and texture coordinates (R, 2).
+
+    ``thing`` (R,) are the indices of the primitives on which the points lie.
+    """
     axes, half = scene.axes[thing], scene.half[thing]
     local = np.einsum("rij,rj->ri", axes, point - scene.centre[thing])
     unit = local / half
@@ -45,7 +50,7 @@ def thing_surface(scene: Scene, thing, point):
         side = np.where(unit[k] < 0, -1, 1).astype(np.float32)
         bent = np.zeros((len(k), 3), np.float32)
         bent[rows, axis] = side[rows, axis]
-        # [a, b]: on face a towards face b; as wide as face a has room for in that direction.
+        # [a, b]: width of the rounding on face a towards face b, limited by the face's size.
         narrow = np.minimum(0.5 * half[k][:, None, :], 1.5 * half[k][:, :, None])
         width = np.minimum(bevel[k][:, None, None], narrow)
         distance = np.maximum(half[k] - np.abs(local[k]), 0)
@@ -90,8 +95,10 @@ def thing_surface(scene: Scene, thing, point):
 
 
 def shell_surface(low, high, face, point, bevel: float):
-    """The same for the inside of a room ``low..high``; its corners are concave. Also the distance
-    (R,) to the nearest corner."""
+    """Like ``thing_surface`` for the inside of a room ``low..high``, whose edges are concave.
+
+    Also returns the distance (R,) to the nearest edge of the room.
+    """
     axis = face // 2
     rows = np.arange(len(face))
     middle, half = (low + high) / 2, (high - low) / 2

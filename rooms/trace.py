@@ -1,7 +1,7 @@
-"""Rays against primitives: flat lists of (ray, primitive) pairs, culled over screen cells.
+"""Ray tracing of primitives, on flat lists of (ray, primitive) pairs that are culled by cells.
 
-All arrays are float32. A ray is ``origin + t * direction``; camera rays have direction z = 1 in
-the camera frame, so that t *is* the z-buffer depth.
+All arrays are float32. A ray is ``origin + t * direction``. The directions of camera rays have
+z = 1 in the camera frame, so t is the z-buffer depth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .scene import BOX, CYLINDER, ELLIPSOID, Scene
 FAR = np.float32(1e4)
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32)
 EDGES = [(i, j) for i in range(8) for j in range(i + 1, 8) if np.sum(CORNERS[i] != CORNERS[j]) == 1]
-BLOCK = 16384  # rays at a time: their pairs (about 10 a ray) stay within the cache
+BLOCK = 16384  # rays per block, so that their pairs (about 10 per ray) fit into the cache
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -27,12 +27,16 @@ def length(a: np.ndarray) -> np.ndarray:
 
 
 def unit_frames(scene: Scene) -> np.ndarray:
-    """World -> unit primitive (cube, ball, cylinder of half size 1): (N, 3, 3) matrices."""
+    """Return matrices (N, 3, 3) from the world to unit primitives (with half extents 1)."""
     return (scene.axes / scene.half[:, :, None]).astype(np.float32)
 
 
 def pairs(cells: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every (ray, primitive) to be tried: ``cells`` (R,) the rays' cells, ``overlap`` (C, N)."""
+    """Return all pairs (ray, primitive) to test.
+
+    ``cells`` (R,) are the cells of the rays; ``overlap`` (C, N) tells which primitives may be
+    hit by the rays of a cell.
+    """
     count = overlap.sum(1)
     listed = np.nonzero(overlap)[1]
     start = np.cumsum(count) - count
@@ -53,7 +57,8 @@ def _round(o, d, axes, lo, hi):
     """Narrow [lo, hi] to the inside of the unit ball (3 axes) or the unit tube (2 axes)."""
     a = sum(d[i] * d[i] for i in axes) + np.float32(1e-12)
     b = sum(o[i] * d[i] for i in axes)
-    # Distance from the axis by the perpendicular foot: no cancellation for far, small things.
+    # The distance from the axis at the perpendicular foot avoids cancellation for objects that
+    # are far and small.
     foot = -b / a
     miss = sum((o[i] + foot * d[i]) ** 2 for i in axes)
     root = np.sqrt(np.maximum(1 - miss, 0) / a)
@@ -62,7 +67,10 @@ def _round(o, d, axes, lo, hi):
 
 
 def entry(kind: np.ndarray, o: list, d: list, near: float) -> np.ndarray:
-    """Entry parameter (P,) of P rays (unit-frame ``o``, ``d``: three (P,) each), FAR if missed."""
+    """Return the ray parameter (P,) where P rays enter their primitives, FAR if they miss.
+
+    Origins ``o`` and directions ``d`` are in the frame of the unit primitive: three (P,) each.
+    """
     out = np.full(len(kind), FAR, np.float32)
     for one in (BOX, ELLIPSOID, CYLINDER):
         pick = np.nonzero(kind == one)[0]
@@ -83,8 +91,10 @@ def entry(kind: np.ndarray, o: list, d: list, near: float) -> np.ndarray:
 
 
 def rotate(matrix: np.ndarray, which: np.ndarray, v: np.ndarray, row=None) -> list:
-    """``matrix[which] @ v[row]`` for P pairs, as three (P,) arrays; ``v`` is (R, 3), and ``row``
-    (P,) None means every row once."""
+    """Return ``matrix[which] @ v[row]`` for P pairs, as three (P,) arrays.
+
+    ``v`` is (R, 3). If ``row`` (P,) is None, every row is used once.
+    """
     x, y, z = (c if row is None else np.ascontiguousarray(c)[row] for c in v.T)
     flat = np.ascontiguousarray(matrix.reshape(len(matrix), 9).T)
     return [flat[k][which] * x + flat[k + 1][which] * y + flat[k + 2][which] * z
@@ -92,7 +102,7 @@ def rotate(matrix: np.ndarray, which: np.ndarray, v: np.ndarray, row=None) -> li
 
 
 def nearest(scene: Scene, frames, origin, directions, cells, overlap, near=0.05):
-    """First primitive along R rays from one origin: t (R,) and index (R,), -1 if none."""
+    """Find the first primitive on R rays from one origin: t (R,) and index (R,), -1 if none."""
     t = np.full(len(directions), FAR, np.float32)
     index = np.full(len(directions), -1, np.int64)
     local = np.einsum("nij,nj->ni", frames, origin.astype(np.float32) - scene.centre)
@@ -104,7 +114,8 @@ def nearest(scene: Scene, frames, origin, directions, cells, overlap, near=0.05)
         d = rotate(frames, thing, directions[block], ray)
         hit = entry(scene.kind[thing], [local[:, i][thing] for i in range(3)], d, near)
         good = np.nonzero(hit < FAR)[0]
-        # Positive floats order like their bits: the low half carries the primitive's index.
+        # Positive floats sort like their bits, so one integer key holds t (high half) and the
+        # primitive's index (low half).
         key = (hit[good].view(np.uint32).astype(np.int64) << 32) | thing[good]
         best = np.full(len(cells[block]), np.iinfo(np.int64).max)
         np.minimum.at(best, ray[good], key)
@@ -115,7 +126,7 @@ def nearest(scene: Scene, frames, origin, directions, cells, overlap, near=0.05)
 
 
 def screen_overlap(scene: Scene, position, camera, focal, size: int, cell: int) -> np.ndarray:
-    """Which primitives may be seen in which ``cell`` x ``cell`` px square: (C, N) bool."""
+    """Return which primitives may be visible in each ``cell`` x ``cell`` px square: (C, N) bool."""
     corners = scene.centre[:, None] + (CORNERS * scene.half[:, None]) @ scene.axes
     points = (corners - position) @ camera.T  # (N, 8, 3), camera frame
     near = 0.04
@@ -137,7 +148,7 @@ def screen_overlap(scene: Scene, position, camera, focal, size: int, cell: int) 
 
 
 def exit_box(low, high, origin, directions):
-    """Where rays from inside a box leave it: t (R,) and face (R,)."""
+    """Find where rays from inside a box leave it: t (R,) and face (R,)."""
     t = np.full(len(directions), FAR, np.float32)
     face = np.zeros(len(directions), np.int64)
     for axis in range(3):

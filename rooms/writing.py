@@ -1,4 +1,4 @@
-"""Writes the embedded data set: procedural rooms in Taskonomy's layout and encodings."""
+"""Writing of the embedded data set: procedural rooms in Taskonomy's layout and encodings."""
 
 import json
 import multiprocessing
@@ -10,21 +10,21 @@ from zlib import crc32
 from files import make_folder, read_json, write_json
 from utils import ROOT, UserError, log
 
-VERSION = 1  # of the generator: raise it whenever the images of a given seed change
+VERSION = 1  # version of the generator; increase it when the images of a seed change
 VIEWS_PER_POINT = 4
 SPLIT_FILE = ROOT / "config" / "split_rooms.txt"
-# Read by the BLAS libraries when a spawned worker imports numpy.
+# Environment variables that BLAS libraries read when a spawned worker imports NumPy.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def split_buildings() -> list[str]:
-    """All buildings of ``config/split_rooms.txt``: train, val, test."""
+    """Return all buildings of ``config/split_rooms.txt``: train, val, test."""
     split = json.loads(SPLIT_FILE.read_text())
     return [name for part in split.values() for name in part]
 
 
 def view_paths(output_dir, building: str, point: int, view: int) -> dict[str, Path]:
-    """The files of one view: domain -> path."""
+    """Return the files of a view: {domain: path}."""
     from rooms.domains import DOMAINS
 
     root = Path(output_dir)
@@ -36,7 +36,7 @@ def view_paths(output_dir, building: str, point: int, view: int) -> dict[str, Pa
 
 
 def render_images(building: str, point: int, view: int, image_size: int, seed: int) -> dict:
-    """One view, a function of its arguments alone: domain -> image (see rooms/domains.py)."""
+    """Render a view: {domain: image} (see rooms/domains.py). Depends only on the arguments."""
     import numpy as np
 
     from rooms.camera import choose_camera, hole_share_fits
@@ -55,7 +55,7 @@ def render_images(building: str, point: int, view: int, image_size: int, seed: i
 
 
 def write_view(job: tuple) -> None:
-    """Renders one view and puts its files in place, each whole or not at all."""
+    """Render a view and write its files, each atomically."""
     from PIL import Image
 
     output_dir, building, point, view, image_size, seed = job
@@ -68,26 +68,28 @@ def write_view(job: tuple) -> None:
 
 
 def check_settings(output_dir: Path, settings: dict) -> None:
-    """Records the settings in ``rooms.json``; raises UserError if others stand there."""
+    """Write the settings to ``rooms.json``. Raises UserError if it holds other settings."""
     path = output_dir / "rooms.json"
     if not path.exists():
         make_folder(output_dir)
         write_json(path, settings)
         return
     try:
-        found = read_json(path)
+        existing = read_json(path)
     except UserError:
         raise UserError(f"cannot read {path}: remove the folder, to make it anew") from None
-    differing = [f"{key} {found.get(key)} (asked for {value})"
-                 for key, value in settings.items() if found.get(key) != value]  # fmt: skip
+    differing = [f"{key} {existing.get(key)} (asked for {value})"
+                 for key, value in settings.items() if existing.get(key) != value]  # fmt: skip
     if differing:
         raise UserError(f"{path} holds rooms made with {', '.join(differing)}; "
                         "choose another folder or the same settings")  # fmt: skip
 
 
 def chosen_buildings(buildings) -> list[str]:
-    """``buildings`` as a list: None = all of the split, "a,b" or a sequence; UserError for a name
-    that cannot be a folder's."""
+    """Return ``buildings`` as a list. It may be None (all of the split), "a,b" or a sequence.
+
+    Raises UserError for a name that cannot be a folder's name.
+    """
     if buildings is None:
         return split_buildings()
     names = buildings.split(",") if isinstance(buildings, str) else [str(b) for b in buildings]
@@ -98,12 +100,12 @@ def chosen_buildings(buildings) -> list[str]:
 
 
 def leave_interrupts() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, which then ends its workers."""
+    """Ignore Ctrl-C in a worker. The parent process handles it and terminates its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
-    """Writes the views, in this process or in spawned ones."""
+    """Write the views in this process or, with several workers, in spawned ones."""
     from tqdm import tqdm
 
     bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or None)
@@ -134,11 +136,11 @@ def make_rooms(
     buildings=None,
     quiet: bool = False,
 ) -> int:
-    """Writes the missing views under ``output_dir`` and returns how many were written.
+    """Write the missing views below ``output_dir``. Returns the number of views written.
 
-    Files are the same bytes whatever ``num_workers`` (None: one per core) and however often the
-    work was interrupted. ``buildings``: None for all of config/split_rooms.txt, a list or "a,b".
-    Raises UserError if the folder holds rooms of other settings.
+    The files do not depend on ``num_workers`` (None: one per core) or on interruptions.
+    ``buildings`` is None (all of config/split_rooms.txt), a list or "a,b". Raises UserError if
+    the folder holds rooms with other settings.
     """
     if image_size < 16 or views_per_building < 1:
         raise UserError("`image_size` must be at least 16 and `views_per_building` at least 1")

@@ -1,1 +1,1 @@
-"""Programs, each run with `python -m scripts.NAME`."""
+"""Programs. Run them with `python -m scripts.NAME`."""

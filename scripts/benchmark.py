@@ -1,4 +1,4 @@
-"""How fast this project is beside the published way, measured in one run.
+"""Benchmark of this project against the published implementation.
 
 python -m scripts.benchmark
 """
@@ -29,7 +29,7 @@ from tables import Row, markdown_table, text_table
 from transfers import Scale
 from utils import ROOT, UserError, check_positive, command_line
 
-# What is measured: the title of its table and what makes it.
+# Parts of the benchmark: the title of the table, and the function that measures it.
 PARTS = {
     "step": ("The training step, beside the published schedule", step_table),
     "memory": ("Peak memory of a step with all losses", memory_table),
@@ -90,8 +90,10 @@ def main(
     torch.set_num_threads(threads)
     device = choose_device()
     cuda = device.type == "cuda"
-    usual = Scale() if cuda else Scale(64, 8, 4)
-    scale = Scale(image_size or usual.image_size, width or usual.width, levels or usual.levels)
+    default = Scale() if cuda else Scale(64, 8, 4)
+    scale = Scale(
+        image_size or default.image_size, width or default.width, levels or default.levels
+    )
     batch_size = batch_size or (64 if cuda else 16)
     setup = Setup(config, scale, batch_size, device, repeats, precision, compile, channels_last)
     tables = {}
@@ -110,7 +112,7 @@ def main(
 
 
 def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> str:
-    """The measurements as Markdown: how they were made, then a table a part."""
+    """Format the measurements as Markdown: the setup, then one table per part."""
     cuda = setup.device.type == "cuda"
     machine = torch.cuda.get_device_name() if cuda else f"{_processor()}, {threads} threads"
     lines = [
@@ -125,21 +127,21 @@ def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> s
 
 
 def write_report(target: Path, text: str, setup: Setup) -> None:
-    """Put the report into its part of the file; the other parts stay."""
+    """Replace the section of this setup in the file by the report. Keep the other sections."""
     heading = f"## {setup.device.type}, {setup.how}: {setup.scale}, batch {setup.batch_size}\n"
-    before = target.read_text() if target.exists() else "# Benchmarks\n"
-    sections = [s for s in re.split(r"(?m)^(?=## )", before) if not s.startswith(heading)]
-    kept = [section.rstrip() + "\n\n" for section in sections]
-    write_atomically(target, lambda path: path.write_text("".join([*kept, heading, "\n", text])))
+    previous = target.read_text() if target.exists() else "# Benchmarks\n"
+    sections = [s for s in re.split(r"(?m)^(?=## )", previous) if not s.startswith(heading)]
+    others = [section.rstrip() + "\n\n" for section in sections]
+    write_atomically(target, lambda path: path.write_text("".join([*others, heading, "\n", text])))
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it, and how many there are."""
+    """Return the name of the processor, if the system reports it, and the number of cores."""
     try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
-    return f"{found[1] if found else platform.machine()} × {os.cpu_count()}"
+        match = None
+    return f"{match[1] if match else platform.machine()} × {os.cpu_count()}"
 
 
 if __name__ == "__main__":

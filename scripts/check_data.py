@@ -1,4 +1,4 @@
-"""Look through a data folder: what is missing, broken or oddly encoded, by building and domain.
+"""Check a data folder for missing, broken and oddly encoded files, by building and domain.
 
 python -m scripts.check_data /data/taskonomy --max-views 50
 """
@@ -50,7 +50,7 @@ def main(
     places = _places(data_dir, buildings)
     tasks = _tasks(domains)
     names = {place: {task: place.view_names(task) for task in tasks} for place in places}
-    absent = [t for t in tasks if not any(found[t] for found in names.values())]
+    absent = [t for t in tasks if not any(views_by_task[t] for views_by_task in names.values())]
     tasks = [task for task in tasks if task not in absent]
     if not tasks:
         raise UserError(f"no files of {', '.join(map(str, absent))} under {data_dir}")
@@ -65,10 +65,10 @@ def main(
     ]
     bar = tqdm(total=len(jobs), unit="view", desc="checking", disable=quiet or None)
     results: dict[Place, list[Checked]] = {place: [] for place in places}
-    of = {(place.part, place.building): place for place in places}
+    place_of = {(place.part, place.building): place for place in places}
     with bar:
         for (view, _), checked in zip(jobs, _in_processes(jobs, workers), strict=True):
-            results[of[view.part, view.building]].append(checked)
+            results[place_of[view.part, view.building]].append(checked)
             bar.update()
     wrong = _report(tasks, names, results, show)
     if wrong:
@@ -86,14 +86,14 @@ def _places(data_dir: str, buildings: list[str] | None) -> list[Place]:
 
 
 def _tasks(domains: list[str] | None) -> list[ImageTask]:
-    """The domains that have files of their own."""
+    """Return the named domains or, by default, all that have their own files."""
     if domains:
         return [get_task(name) for name in domains]
     return [t for t in TASKS.values() if t.name not in ("imagenet", "sobel_edges")]
 
 
 def _in_processes(jobs: list[tuple[View, list[str]]], workers: int | None) -> Iterator[Checked]:
-    """`check_view` of each job, in order."""
+    """Run `check_view` on each job in worker processes, and yield the results in order."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from map(check_view, jobs)
@@ -115,7 +115,7 @@ def _report(
     results: dict[Place, list[Checked]],
     show: int,
 ) -> int:
-    """Print the table and the first findings; returns how many things are wrong."""
+    """Print the table and the first findings. Returns the number of problems."""
     head = ["building", "domain", "there", "missing", "opened", "broken", "odd", "0", "65535"]
     rows, listed, missing = [], [], 0
     for place, checked in results.items():
@@ -125,14 +125,14 @@ def _report(
             findings = [f for view in checked for f in view.findings.get(task.name, ())]
             findings += axes if task.name == "normal" else []
             kinds = Counter(finding.kind for finding in findings)
-            lacking = len(union - names[place][task])
-            missing += lacking
+            missing_here = len(union - names[place][task])
+            missing += missing_here
             listed += findings
             opened = sum(task.name in view.findings for view in checked)
             shares = [view.shares[task.name] for view in checked if task.name in view.shares]
             means = [f"{mean:.1%}" for mean in np.mean(shares, axis=0)] if shares else ["", ""]
             building = "/".join(filter(None, (place.part, place.building)))
-            counts = len(names[place][task]), lacking, opened, kinds["broken"], kinds["odd"]
+            counts = len(names[place][task]), missing_here, opened, kinds["broken"], kinds["odd"]
             rows.append([building, task.name, *map(str, counts), *means])
     print("\n" + text_table(head, rows, left=2) + "\n")
     for finding in listed[:show]:

@@ -1,4 +1,4 @@
-"""Fetch checkpoints or data from a mirror; what was cut off goes on where it stopped.
+"""Download checkpoints or data from a mirror. Interrupted downloads are resumed.
 
 XTC_MIRROR=https://host/folder python -m scripts.download models
 """
@@ -23,12 +23,12 @@ from utils import UserError, command_line, nearest, read_job
 
 PERCEPTUAL = "multiperceptual_normal", "multiperceptual_depth", "multiperceptual_reshading"
 PREDICTIONS = [f"rgb2{task}_consistency.pth" for task in ("normal", "depth", "reshading")]
-BUILDINGS = "almena", "albertville"  # of the published sample
-DOMAINS = "rgb", "normal"  # what the consistency energy reads
+BUILDINGS = "almena", "albertville"  # buildings of the published sample
+DOMAINS = "rgb", "normal"  # domains that the consistency energy needs
 
 
 def _checkpoints(config_names: tuple[str, ...]) -> list[str]:
-    """The files of the trained networks behind the perceptual losses of configurations."""
+    """Return the checkpoints that the perceptual losses of the configurations need."""
     files = []
     for name in config_names:
         config = get_config(name)
@@ -43,7 +43,7 @@ def _all_checkpoints() -> list[str]:
     return list(dict.fromkeys([*rows, *PREDICTIONS, "rgb2depth_baseline.pth"]))
 
 
-# What there is to fetch: the files' names on the mirror.
+# What can be downloaded: names of the files on the mirror.
 SOURCES: dict[str, Callable[[], list[str]]] = {
     "models": _all_checkpoints,
     "percep_models": lambda: _checkpoints(PERCEPTUAL),
@@ -90,7 +90,7 @@ def main(
     make_folder(target)
     names = _archives(buildings, domains) if data else SOURCES[what]()
     sums = read_sums(mirror)
-    lacking = []
+    missing = []
     for name in names:
         done = target / (name.removesuffix(".tar") if data else name)
         if done.is_dir() if data else done.is_file() and done.stat().st_size:
@@ -101,13 +101,13 @@ def main(
             fetch(f"{mirror}/{name}", target / name, check, sums.get(name, ""), quiet)
         except NotThere:
             print(f"{name}: not on the mirror")
-            lacking.append(name)
+            missing.append(name)
             continue
         if data:
             _unpack_whole(target / name, done)
         print(f"{name}: fetched")
-    if lacking:
-        raise UserError(f"{mirror} lacks {len(lacking)} of {len(names)}: {', '.join(lacking)}")
+    if missing:
+        raise UserError(f"{mirror} lacks {len(missing)} of {len(names)}: {', '.join(missing)}")
 
 
 def _mirror() -> str:
@@ -134,22 +134,22 @@ def _archives(buildings: list[str] | None, domains: list[str] | None) -> list[st
 
 
 def _unpack_whole(archive: Path, folder: Path) -> None:
-    """Unpack to `folder`, which appears when it is complete, and remove the archive."""
-    aside = folder.with_name(f".{folder.name}.unpacked")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Unpack the archive to `folder` atomically, and remove the archive."""
+    temporary = folder.with_name(f".{folder.name}.unpacked")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        unpack(archive, aside)
-        inner = aside / folder.name  # some archives hold the folder itself
-        os.replace(inner if inner.is_dir() else aside, folder)
+        unpack(archive, temporary)
+        inner = temporary / folder.name  # some archives contain the folder itself
+        os.replace(inner if inner.is_dir() else temporary, folder)
         archive.unlink()
     except OSError as error:
         raise UserError(f"cannot unpack into {folder}: {error.strerror}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_archive(path: Path) -> None:
-    """Raise UserError for a file that is neither a tar nor a zip archive."""
+    """Raise UserError if a file is neither a tar nor a zip archive."""
     if not tarfile.is_tarfile(path) and not zipfile.is_zipfile(path):
         raise UserError("it is no archive")
 

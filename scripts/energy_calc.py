@@ -1,4 +1,4 @@
-"""The consistency energy of images, and how well it tells the error that labels show.
+"""The consistency energy of images, and its correlation with the error of labelled views.
 
 python -m scripts.energy_calc energy_calc --save_dir results/energy
 python -m scripts.energy_calc energy_calc_nogt --data-dir photos --save_dir results/energy
@@ -102,7 +102,10 @@ def main(
 def measure_queries(
     folder: Path, data_dir: str, subset_size: int | None, networks: NetworkOptions
 ) -> int:
-    """Measure any images by the statistics of the labelled run in `folder`; the exit status."""
+    """Measure any images, standardised by the labelled run in `folder`.
+
+    Returns the exit status.
+    """
     reference = read_reference(folder)
     images = ImageFiles(data_dir)
     images.keep(subset_size)
@@ -125,7 +128,7 @@ def measure_queries(
 
 
 def report_labelled(folder: Path, views: Sequence[View], table: Table, scale: Scale) -> None:
-    """Write data.csv, statistics.json and the plot of a labelled run; print the correlations."""
+    """Write data.csv, statistics.json and the plot of a labelled run. Print the correlations."""
     statistics = statistics_of(table)
     z = standardised(table, statistics)
     x, y = z["normalized_energy"], z["normalized_error"]
@@ -148,11 +151,14 @@ def report_labelled(folder: Path, views: Sequence[View], table: Table, scale: Sc
 
 
 def report_queries(folder: Path, paths: Sequence[Path], table: Table, reference: tuple) -> None:
-    """Write energy_query.csv and the plot; print each image's energy among the labelled views'."""
-    statistics, known = reference
+    """Write energy_query.csv and the plot. Print each image's energy and its rank.
+
+    The rank is the share of the labelled views with less energy.
+    """
+    statistics, labelled = reference
     z = standardised(table, statistics)
     write_csv(folder / "energy_query.csv", {"image": [str(p) for p in paths], **table, **z})
-    x, y = known["normalized_energy"], known["normalized_error"]
+    x, y = labelled["normalized_energy"], labelled["normalized_error"]
     energies = z["normalized_energy"]
     queries = {str(p): e for p, e in zip(paths, energies, strict=True)}
     r, rho = pearson(x, y), spearman(x, y)

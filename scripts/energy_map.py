@@ -1,4 +1,4 @@
-"""Where in an image the paths disagree: the consistency energy of each pixel.
+"""The consistency energy of each pixel: maps of where the paths disagree.
 
 python -m scripts.energy_map --img_path assets/room.png --output_path results/energy_map
 """
@@ -66,7 +66,7 @@ def main(
         raise UserError("`img_path` names an image, or a folder of images")
     check_positive(batch_size=networks.batch_size, white=white)
     check_precision(networks.precision)
-    by = read_statistics(Path(statistics)) if statistics else None
+    reference = read_statistics(Path(statistics)) if statistics else None
     images = ImageFiles(img_path)
     job = read_job()
     folder = make_folder(Path(output_path) if output_path else job.results_dir / "energy_map")
@@ -85,10 +85,10 @@ def main(
         inputs = torch.stack([tensors[0] for _, tensors in batch]).to(device)
         with forward_only(device, networks.precision):
             normals, parts = predict(graph, inputs)
-            energies = pixel_energy(parts, by)
-        for i, (path, (_, shown)) in enumerate(batch):
-            low, high = limits(energies[i], white, standardise=by is not None)
-            columns = {"input": shown, "normal": normals[i]}
+            energies = pixel_energy(parts, reference)
+        for i, (path, (_, display)) in enumerate(batch):
+            low, high = limits(energies[i], white, standardise=reference is not None)
+            columns = {"input": display, "normal": normals[i]}
             columns["energy"] = shaded(energies[i], low, high)
             if per_path:
                 columns |= {d: shaded(m[i], 0, top_of(m[i], white)) for d, m in parts.items()}
@@ -100,8 +100,10 @@ def main(
 
 
 def predict(graph: TaskGraph, images: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Normals predicted straight from the images, and how far those through each domain are from
-    them, {domain: (B, 1, H, W)}; on the CPU."""
+    """Predict normals directly from the images, and the disagreement with each domain's path.
+
+    Returns normals (B, 3, H, W) and {domain: (B, 1, H, W)}, on the CPU.
+    """
     values = graph.sample(paths_for(get_config(UNLABELLED), STRAIGHT_LOSSES), {"rgb": images})
     values = {name: value.float() for name, value in values.items()}
     parts = {domain: part.cpu() for domain, part in disagreements(values).items()}

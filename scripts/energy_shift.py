@@ -1,4 +1,4 @@
-"""The consistency energy as images move away from the training domain.
+"""The consistency energy under domain shift, i.e. of images with increasing corruption.
 
 python -m scripts.energy_shift --save_dir results/shift
 """
@@ -45,7 +45,7 @@ def main(
         data_dir: an image, or a folder of images, to spoil instead of labelled views.
         subset_size: measure that many of the views (or images), evenly spaced.
     """
-    # ---- what was asked for ----
+    # ---- options ----
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     if data_dir is not None and labelled.data_dirs is not None:
         raise UserError("`data_dir` names images, `data_dirs` labelled data: give one of them")
@@ -89,7 +89,7 @@ def main(
 
 
 def as_text(rows: Mapping[str, list]) -> str:
-    """The summary to print."""
+    """Format the summary for printing."""
     errors = rows.get("error")
     head = ["shift", "level", "energy", "± se", *(["error × 100"] if errors else []), "ROC-AUC"]
     cells = []

@@ -1,4 +1,4 @@
-"""Packs a data set at one image size, so that training reads it without decoding files.
+"""Pack a data set at one image size, so that it loads without decoding image files.
 
 python -m scripts.pack /data/taskonomy --to /data/taskonomy_256 --image-size 256
 """
@@ -56,10 +56,8 @@ def main(
     pack = find_pack(to)
     assert pack is not None  # it was just made
     size = sum(file.stat().st_size for file in Path(to).iterdir())
-    lacking = f" ({left_out} left out)" if left_out else ""
-    print(
-        f"pack: {count} views of {len(pack.encodings)} domains, {size / 1e6:.1f} MB: {to}{lacking}"
-    )
+    note = f" ({left_out} left out)" if left_out else ""
+    print(f"pack: {count} views of {len(pack.encodings)} domains, {size / 1e6:.1f} MB: {to}{note}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from sources import settle
 from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
 from utils import UserError, command_line, nearest, read_job
 
-# The flags of the trainer that are passed on to it.
+# Flags that are passed on to the trainer.
 PASSED_ON = (
     "max_epochs", "steps_per_epoch", "batch_size", "lr", "dataaug", "data_dirs", "split",
     "models_dir", "image_size", "width", "levels", "results_dir", "seed", "quiet",
@@ -73,7 +73,7 @@ def main(
         trainer: the module that trains, or a file of your own that adds rows to the tables
             and starts the trainer (my_domain.py).
     """
-    if trainer.endswith(".py"):  # its rows belong to the tables
+    if trainer.endswith(".py"):  # adds its rows to the tables of domains and transfers
         runpy.run_path(trainer)
     flags = dict(locals())
     needed = [row for row in _needed(config) if row.trainable]
@@ -89,45 +89,45 @@ def main(
         tqdm.write(f"\n==== {row.name} → {sources.models_dirs[0] / row.checkpoint}")
         status = _run(trainer, row.name, {name: flags[name] for name in PASSED_ON})
         if status:
-            sys.exit(status)  # what went wrong has been said
+            sys.exit(status)  # the trainer has printed the error
     print(f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s")
 
 
 def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:
-    """Train one network in a process of its own; its exit status.
+    """Train one network in a child process. Returns its exit status.
 
-    Signals are passed on to it: it saves a state, and its status tells.
+    SIGTERM is forwarded to the child, which saves its state before it exits.
     """
     command = [sys.executable, *([trainer] if trainer.endswith(".py") else ["-m", trainer])]
     process = subprocess.Popen([*command, transfer, *_as_arguments(flags)])
     handlers: dict[int, Any] = {
-        signal.SIGINT: signal.SIG_IGN,  # a terminal sends it to both
+        signal.SIGINT: signal.SIG_IGN,  # a terminal sends it to the child as well
         signal.SIGTERM: lambda number, frame: process.send_signal(number),
     }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         status = process.wait()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
 
 
 def _as_arguments(flags: Mapping[str, object]) -> list[str]:
-    """Flags as they are typed."""
-    typed = []
+    """Convert flags to command-line arguments."""
+    arguments = []
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
-            typed.append(flag)
+            arguments.append(flag)
         elif value not in (None, False):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            typed.append(f"{flag}={text}")
-    return typed
+            arguments.append(f"{flag}={text}")
+    return arguments
 
 
 def _needed(name: str | None) -> list[Transfer]:
-    """The transfers of a configuration, in order of first use; of `all`, every row."""
+    """Return the transfers of a configuration, in order of first use, or all for `all`."""
     if name == "all":
         return list(TRANSFERS.values())
     row = transfer_by_name(name or "")
@@ -135,10 +135,10 @@ def _needed(name: str | None) -> list[Transfer]:
         return [row]
     if name not in energy_configs:
         known = [*energy_configs, "all"]
-        there = f"there are: {', '.join(known)}, and the transfers"
+        choices = f"there are: {', '.join(known)}, and the transfers"
         if name is None:
-            raise UserError(f"which networks? Those of a configuration ({there})")
-        raise UserError(f"no configuration or transfer {name!r}{nearest(name, known)} ({there})")
+            raise UserError(f"which networks? Those of a configuration ({choices})")
+        raise UserError(f"no configuration or transfer {name!r}{nearest(name, known)} ({choices})")
     return [get_transfer(*edge) for edge in edges_of(get_config(name)["paths"])]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's part that loads: files the published way, files as here, and a pack."""
+"""Benchmark of loading: files as published, files as here, and a pack."""
 
 import statistics
 import tempfile
@@ -21,46 +21,46 @@ from tables import Row
 from task_configs import TASKS, ImageTask, blur, identity, smooth
 from utils import UserError
 
-FILE_SIZE = 512  # pixels of the files' side, as in Taskonomy
-ALLOWED = 1e-6  # of a value: a power may round otherwise
+FILE_SIZE = 512  # side of the files in pixels, as in Taskonomy
+ALLOWED = 1e-6  # tolerance when values are compared: the power in `blur` may round differently
 
 
 def loader_table(setup: Setup) -> list[Row]:
-    """Milliseconds a view in one process, from rooms rendered at Taskonomy's size of files.
+    """Measure the milliseconds per view in one process, for rooms rendered at `FILE_SIZE`.
 
-    The three ways' tensors are compared first: UserError where they differ.
+    The tensors of the three methods are compared first. Raises UserError if they differ.
     """
     config = get_config(setup.config)
     names = {path[-1] for path in config["paths"].values()} - {"imagenet"}
     tasks = [task for name, task in TASKS.items() if name in names]
     size = setup.scale.image_size
-    with tempfile.TemporaryDirectory() as place:
-        files, to = Path(place) / "rooms", Path(place) / "pack"
+    with tempfile.TemporaryDirectory() as folder:
+        files, pack = Path(folder) / "rooms", Path(folder) / "pack"
         make_rooms(files, views_per_building=1, image_size=FILE_SIZE, quiet=True)
-        make_pack(files, to, size, tasks)
+        make_pack(files, pack, size, tasks)
         views = find_views(tasks, [files], find_buildings([files]))
         data = TaskDataset(tasks, views, size)
-        packed = TaskDataset(tasks, find_views(tasks, [to], find_buildings([to])), size)
-        ways = {
+        packed_data = TaskDataset(tasks, find_views(tasks, [pack], find_buildings([pack])), size)
+        methods = {
             "published": lambda: [_published(tasks, view, size) for view in views],
             "files": lambda: [data[i] for i in range(len(data))],
-            "pack": lambda: [packed[i] for i in range(len(packed))],
+            "pack": lambda: [packed_data[i] for i in range(len(packed_data))],
         }
         for i, view in enumerate(views):
-            wanted = _published(tasks, view, size)
-            _check_same(wanted, data[i])
-            _check_same(wanted, packed[i])
-        seconds = alternating(ways, setup.repeats, torch.device("cpu"))
+            expected = _published(tasks, view, size)
+            _check_same(expected, data[i])
+            _check_same(expected, packed_data[i])
+        seconds = alternating(methods, setup.repeats, torch.device("cpu"))
     rows: list[Row] = [("way", "ms/view", "times faster")]
-    for way, values in seconds.items():
-        each = 1000 * statistics.median(values) / len(views)
-        title = f"{way}, {len(tasks)} domains, {FILE_SIZE} → {size} pixels"
-        rows.append((title, f"{each:.3g}", ratio(seconds["published"], values)))
+    for method, values in seconds.items():
+        milliseconds = 1000 * statistics.median(values) / len(views)
+        title = f"{method}, {len(tasks)} domains, {FILE_SIZE} → {size} pixels"
+        rows.append((title, f"{milliseconds:.3g}", ratio(seconds["published"], values)))
     return rows
 
 
 def _published(tasks: list[ImageTask], view: View, size: int) -> list[Tensor]:
-    """A view as the published loader makes it: every domain from its own file, every time."""
+    """Load a view as the published loader does: each domain opens its own file."""
     loaded = []
     for task in tasks:
         deep = task.channels == 1 if task.deep is None else task.deep
@@ -72,7 +72,7 @@ def _published(tasks: list[ImageTask], view: View, size: int) -> list[Tensor]:
 
 
 def _transformed(task: ImageTask, values: Tensor) -> Tensor:
-    """The task's transform; of blurred domains the power is computed for each pixel."""
+    """Apply the task's transform. For `blur`, the power is computed for each pixel."""
     transform = task.transform
     if isinstance(transform, partial) and transform.func is blur:
         maximum = transform.keywords["maximum"]
@@ -80,7 +80,7 @@ def _transformed(task: ImageTask, values: Tensor) -> Tensor:
     return values if transform is identity else transform(values)
 
 
-def _check_same(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        if not torch.allclose(ours, theirs, rtol=ALLOWED, atol=ALLOWED):
+def _check_same(expected: Sequence[Tensor], loaded: Sequence[Tensor]) -> None:
+    for actual, reference in zip(loaded, expected, strict=True):
+        if not torch.allclose(actual, reference, rtol=ALLOWED, atol=ALLOWED):
             raise UserError("what is loaded differs from what the published way gives")

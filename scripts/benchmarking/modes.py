@@ -1,4 +1,4 @@
-"""The benchmark's part that trains: every mode of the step beside fp32, on the embedded rooms."""
+"""Benchmark of training on the embedded rooms, in every mode of the training step."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tables import Row
 from utils import ROOT, UserError
 
 STEPS, EPOCHS = 20, 4
-EVERY = 4  # steps between two measurements of the gradients' sizes, where not at each
+EVERY = 4  # value of --balance-every in the mode that uses it
 
 MODES = {
     "fp32": [],
@@ -27,46 +27,46 @@ MODES = {
 
 
 def modes_table(setup: Setup) -> list[Row]:
-    """The same run of training in every mode: its loss curves beside those of fp32.
+    """Run the same training in every mode and compare the loss curves with those of fp32.
 
-    From the shipped networks at their scale, on rooms, 2 perceptual losses of the same
-    random choice. tf32 is a GPU's alone. "Apart" are the largest relative differences of
-    a point of the curves: the training loss, a point the mean of 20 steps, and the
-    validation error.
+    Training starts from the shipped networks at their scale, on rooms, with the same random
+    choices of 2 perceptual losses. tf32 runs on GPUs only. "Apart" is the largest relative
+    difference between points of two curves. One is the training loss, averaged over the
+    `STEPS` steps of an epoch; the other is the validation error.
     """
     rows: list[Row] = [
         ("mode", "s/step", "of it waiting for data", "training loss at the end", "apart",
          "validation error at the end", "apart"),
     ]  # fmt: skip
-    first = None
+    reference = None
     for name, flags in MODES.items():
         if name == "tf32" and setup.device.type != "cuda":
             continue
-        found = _trained(setup, flags)
-        first = first or found
+        result = _trained(setup, flags)
+        reference = reference or result
         rows.append(
-            (name, f"{found['seconds']:.3g}", f"{found['waiting']:.1%}",
-             f"{found['loss'][-1]:.5f}", _apart(found["loss"], first["loss"]),
-             f"{found['error'][-1]:.5f}", _apart(found["error"], first["error"]))
+            (name, f"{result['seconds']:.3g}", f"{result['waiting']:.1%}",
+             f"{result['loss'][-1]:.5f}", _apart(result["loss"], reference["loss"]),
+             f"{result['error'][-1]:.5f}", _apart(result["error"], reference["error"]))
         )  # fmt: skip
     return rows
 
 
 def _trained(setup: Setup, flags: list[str]) -> dict:
-    """What the log of a run holds: curves, and seconds a step after the first epoch."""
-    with tempfile.TemporaryDirectory() as place:
+    """Train and read the log: curves, and seconds per step after the first epoch."""
+    with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "train", setup.config, "--k", "2", "--random-select",
             "--steps-per-epoch", str(STEPS), "--max-epochs", str(EPOCHS), "--quiet",
-            "--results-dir", place, "--visdom-port", "9", *flags,
+            "--results-dir", folder, "--visdom-port", "9", *flags,
         ]  # fmt: skip
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if run.returncode:
             raise UserError(f"{' '.join(command[1:])} failed: {run.stderr.strip()[-300:]}")
-        (log,) = Path(place).glob("*/log.jsonl")
+        (log,) = Path(folder).glob("*/log.jsonl")
         records = [json.loads(line) for line in log.read_text().splitlines()]
     direct = next(k for r in records if r.get("split") == "val" for k in r if k.startswith("mae"))
-    times = [r for r in records if "seconds" in r][1:]  # compiling falls into the first
+    times = [r for r in records if "seconds" in r][1:]  # the first epoch includes compilation
     seconds = sum(r["seconds"] for r in times)
     return {
         "loss": [r["loss"] for r in records if r.get("split") == "train"],
@@ -77,4 +77,5 @@ def _trained(setup: Setup, flags: list[str]) -> dict:
 
 
 def _apart(curve: list[float], other: list[float]) -> str:
+    """Return the largest relative difference between two curves."""
     return f"{max(abs(a - b) / abs(b) for a, b in zip(curve, other, strict=True)):.1e}"

@@ -1,12 +1,17 @@
-"""One training step as the published code schedules it: the benchmark's yardstick.
+"""A training step with the same order of computations as the published code.
 
-Counted with hooks on that code (multiperceptual_normal): every network behind re-entrant
-activation checkpointing; n(x) computed anew for every path through it, the first result
-used; all perceptual losses evaluated and taken back for their gradients' sizes whatever k
-is; gradients into ground truths and frozen weights; a backward pass of its own for the
-weighted sum. Two things are left out, both in its favour: at k below the number of losses
-its last pass here takes the chosen losses alone (the published one stops with an error),
-and nothing is logged.
+It is the reference of the benchmark. What the published code computes was counted with hooks
+(for multiperceptual_normal):
+
+- Every network uses re-entrant activation checkpointing.
+- n(x) is recomputed for every path through it, although the first result is used.
+- All perceptual losses are evaluated and differentiated to get gradient norms, whatever k is.
+- Gradients are also computed for ground truths and frozen weights.
+- The weighted sum needs a further backward pass.
+
+There are two simplifications, both in favour of the published code. If k is less than the
+number of losses, the last backward pass uses only the chosen losses here; the published code
+stops with an error. And nothing is logged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +26,7 @@ from graph import Path, TaskGraph
 
 
 class PublishedStep:
-    """Computes the gradient of the weighted sum of "mae" and the chosen losses, and steps."""
+    """A training step on the weighted sum of "mae" and the chosen perceptual losses."""
 
     def __init__(self, graph: TaskGraph, config: Mapping) -> None:
         self.graph, self.config = graph, config
@@ -30,7 +35,7 @@ class PublishedStep:
         self.optimizer = torch.optim.Adam(self.parameters, lr=3e-5, weight_decay=2e-6, amsgrad=True)
 
     def __call__(self, batch: Mapping[str, Tensor], chosen: Sequence[str]) -> list[Tensor]:
-        """Train on a batch; returns the step's gradient."""
+        """Train on a batch. Returns the gradient of the step."""
         leaves = {name: value.detach().requires_grad_() for name, value in batch.items()}
         perceptual = perceptual_losses(self.config)
         names = ["mae", *perceptual]
@@ -58,8 +63,8 @@ class PublishedStep:
         sampled = {}
         for label, path in paths.items():
             path = tuple(path)
-            known = values.get(path)  # of a whole path; what paths share is computed again
-            sampled[label] = self._value(path, leaves, values) if known is None else known
+            computed = values.get(path)  # complete paths only; shared prefixes are recomputed
+            sampled[label] = self._value(path, leaves, values) if computed is None else computed
         return evaluate_losses(self.config, [name], sampled)[name].mean()
 
     def _value(
@@ -67,7 +72,7 @@ class PublishedStep:
     ) -> Tensor:
         if len(path) == 1:
             return leaves[path[0]]
-        before = self._value(path[:-1], leaves, values)
+        inputs = self._value(path[:-1], leaves, values)
         network: nn.Module = self.graph.network((path[-2], path[-1]))
-        computed = checkpoint(network, before, use_reentrant=True)
+        computed = checkpoint(network, inputs, use_reentrant=True)
         return values.setdefault(path, computed)

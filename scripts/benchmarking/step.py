@@ -1,4 +1,4 @@
-"""The benchmark's parts that compute: the training step, its cost and memory, forward passes."""
+"""Benchmarks of computation: the training step, its cost and memory, forward passes."""
 
 import gc
 import math
@@ -35,7 +35,7 @@ ALLOWED = 1e-9  # relative difference of the two steps' gradients, in float64
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured, and how."""
+    """The settings of a benchmark."""
 
     config: str
     scale: Scale
@@ -48,9 +48,9 @@ class Setup:
 
     @property
     def how(self) -> str:
-        """Precision and the rest, in words."""
-        more = [name for name in ("compile", "channels_last") if getattr(self, name)]
-        return ", ".join([self.precision, *more])
+        """The precision and further options, as text."""
+        options = [name for name in ("compile", "channels_last") if getattr(self, name)]
+        return ", ".join([self.precision, *options])
 
 
 # ---- timing -------------------------------------------------------------------------
@@ -59,24 +59,24 @@ class Setup:
 def alternating(
     ways: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times, in turn; one round before that does not count."""
+    """Time functions in `repeats` alternating rounds, after one warm-up round: {name: seconds}."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(repeats + 1):
-        for name, way in ways.items():
+    for round_number in range(repeats + 1):
+        for name, function in ways.items():
             _finish(device)
             start = time.perf_counter()
-            way()
+            function()
             _finish(device)
-            if number:
+            if round_number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
-    """How many times faster, of the medians, and the range over rounds: "3.1 (2.9 … 3.3)"."""
-    each = [s / f for s, f in zip(slow, fast, strict=True)]
+    """Format the ratio of the medians, and its range over rounds: "3.10 (2.90 … 3.30)"."""
+    ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     middle = statistics.median(slow) / statistics.median(fast)
-    return f"{middle:.2f} ({min(each):.2f} … {max(each):.2f})"
+    return f"{middle:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 def _finish(device: torch.device) -> None:
@@ -88,7 +88,7 @@ def _finish(device: torch.device) -> None:
 
 
 def build(setup: Setup, yardsticks: bool = False) -> TaskGraph:
-    """The networks of all losses of the configuration, with fresh weights, the same each time."""
+    """Build the graph of all losses of the configuration, with reproducible random weights."""
     config = get_config(setup.config)
     names = ["mae", *perceptual_losses(config)]
     if yardsticks:
@@ -101,17 +101,17 @@ def build(setup: Setup, yardsticks: bool = False) -> TaskGraph:
 
 
 def random_batch(setup: Setup) -> Batch:
-    """Noise in every domain: what values there are does not change what is computed."""
+    """Return a batch of noise. The values do not affect the amount of computation."""
     generator = torch.Generator().manual_seed(0)
     names = {path[0] for path in get_config(setup.config)["paths"].values()} - {"imagenet"}
     size = setup.scale.image_size
     shapes = {n: (setup.batch_size, TASKS[n].channels, size, size) for n in sorted(names)}
-    made = {n: torch.rand(s, generator=generator).to(setup.device) for n, s in shapes.items()}
-    return Batch(made, range(setup.batch_size))
+    values = {n: torch.rand(s, generator=generator).to(setup.device) for n, s in shapes.items()}
+    return Batch(values, range(setup.batch_size))
 
 
 def own_step(setup: Setup, graph: TaskGraph, labels: LabelCache | None = None) -> Step:
-    """This project's step on the graph, prepared as the setup says."""
+    """Return this project's training step on the graph, with the options of the setup."""
     if setup.channels_last:
         graph.to(memory_format=torch.channels_last)
     if setup.compile:
@@ -124,15 +124,15 @@ def own_step(setup: Setup, graph: TaskGraph, labels: LabelCache | None = None) -
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The length of two gradients' difference over the length of theirs, whole networks at once."""
-    apart = sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True))
-    return math.sqrt(apart / sum(float(g.square().sum()) for g in theirs))
+    """Return the relative difference ‖ours − theirs‖ / ‖theirs‖ of two gradients."""
+    squared_distance = sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True))
+    return math.sqrt(squared_distance / sum(float(g.square().sum()) for g in theirs))
 
 
 def step_table(setup: Setup) -> list[Row]:
-    """Seconds of a step, published and ours, for all losses and for two of them.
+    """Measure the seconds per step, published and ours, for all losses and for two of them.
 
-    Their gradients are compared first: raises UserError where, in float64, they differ.
+    The gradients of both steps are compared first. Raises UserError if they differ in float64.
     """
     names = perceptual_losses(get_config(setup.config))
     rows: list[Row] = [
@@ -147,81 +147,85 @@ def step_table(setup: Setup) -> list[Row]:
 
 
 def _compared(setup: Setup, chosen: Sequence[str]) -> Row:
-    exact = _check_gradients(setup, chosen)
+    float64_difference = _check_gradients(setup, chosen)
     config, batch = get_config(setup.config), random_batch(setup)
     theirs = PublishedStep(build(setup, yardsticks=True), config)
     ours, cached = (
         own_step(setup, build(setup)),
         own_step(setup, build(setup), LabelCache(Budget(2**34))),
     )
-    wanted = theirs(batch, chosen)
+    expected = theirs(batch, chosen)
     ours(batch, chosen)
-    apart = _difference_of(ours, wanted)
-    del wanted
-    ways = {
+    gradient_difference = _difference_of(ours, expected)
+    del expected
+    functions = {
         "published": lambda: theirs(batch, chosen),
         "ours": lambda: ours(batch, chosen),
         "cached": lambda: cached(batch, chosen),
     }
-    seconds = alternating(ways, setup.repeats, setup.device)
+    seconds = alternating(functions, setup.repeats, setup.device)
     slow, fast, faster = seconds.values()
     return (
         f"{statistics.median(slow):.3g}",
         f"{statistics.median(fast):.3g}", ratio(slow, fast),
         f"{statistics.median(faster):.3g}", ratio(slow, faster),
-        f"{apart:.1e}", f"{exact:.1e}",
+        f"{gradient_difference:.1e}", f"{float64_difference:.1e}",
     )  # fmt: skip
 
 
 def _check_gradients(setup: Setup, chosen: Sequence[str]) -> float:
-    """How far the two steps' gradients are apart in float64, for two views; UserError if far.
+    """Return the relative difference of both steps' gradients in float64, for two views.
 
-    float64, as in float32 rounding alone moves the gradients of fresh networks by a per
-    cent: the two steps' own agree with each other only where they round alike.
+    Raises UserError if it exceeds `ALLOWED`. float64 is needed because rounding in float32
+    alone changes the gradients of untrained networks by about 1 %.
     """
     small = replace(setup, batch_size=min(2, setup.batch_size), precision="fp32")
     batch = random_batch(small)
     batch = Batch({name: value.double() for name, value in batch.items()}, batch.views)
     config = get_config(setup.config)
-    wanted = PublishedStep(build(small, yardsticks=True).double(), config)(batch, chosen)
+    expected = PublishedStep(build(small, yardsticks=True).double(), config)(batch, chosen)
     ours = own_step(small, build(small).double())
     ours(batch, chosen)
-    apart = _difference_of(ours, wanted)
-    if not apart < ALLOWED:
-        raise UserError(f"the two steps' gradients differ by {apart:.1e} of their length")
-    return apart
+    gradient_difference = _difference_of(ours, expected)
+    if not gradient_difference < ALLOWED:
+        raise UserError(
+            f"the two steps' gradients differ by {gradient_difference:.1e} of their length"
+        )
+    return gradient_difference
 
 
-def _difference_of(step: Step, wanted: Sequence[Tensor]) -> float:
-    return difference([p.grad for p in step.parameters if p.grad is not None], wanted)
+def _difference_of(step: Step, expected: Sequence[Tensor]) -> float:
+    return difference([p.grad for p in step.parameters if p.grad is not None], expected)
 
 
 def cost_table(setup: Setup) -> list[Row]:
-    """Seconds of our step over k and over the batch, and what a straight line leaves."""
+    """Measure the seconds of our step over k and batch size, and fit a straight line to each."""
     config = get_config(setup.config)
     names = perceptual_losses(config)
     step = own_step(setup, build(setup))
     rows: list[Row] = [("k", "batch", "s/step", "the straight line says")]
     wide = replace(setup, batch_size=4 * setup.batch_size)
-    whole = random_batch(wide)
+    largest_batch = random_batch(wide)
     counts = sorted({0, 1, 2, 4, len(names)} & set(range(len(names) + 1)))
-    cases = [(k, setup.batch_size) for k in counts]
-    line = [(min(2, len(names)), setup.batch_size * factor) for factor in (1, 2, 4)]
-    for group, variable in ((cases, 0), (line, 1)):
-        ways = {}
+    k_cases = [(k, setup.batch_size) for k in counts]
+    batch_cases = [(min(2, len(names)), setup.batch_size * factor) for factor in (1, 2, 4)]
+    for group, variable in ((k_cases, 0), (batch_cases, 1)):
+        functions = {}
         for k, size in group:
-            batch = Batch({name: value[:size] for name, value in whole.items()}, range(size))
-            ways[str((k, size))] = lambda b=batch, k=k: step(b, names[:k])
-        seconds = alternating(ways, setup.repeats, setup.device)
-        found = [statistics.median(seconds[str(case)]) for case in group]
-        for case, value, fitted in zip(group, found, _line([c[variable] for c in group], found),
+            batch = Batch(
+                {name: value[:size] for name, value in largest_batch.items()}, range(size)
+            )
+            functions[str((k, size))] = lambda b=batch, k=k: step(b, names[:k])
+        seconds = alternating(functions, setup.repeats, setup.device)
+        medians = [statistics.median(seconds[str(case)]) for case in group]
+        for case, value, fitted in zip(group, medians, _line([c[variable] for c in group], medians),
                                        strict=True):  # fmt: skip
             rows.append((str(case[0]), str(case[1]), f"{value:.3g}", f"{fitted:.3g}"))
     return rows
 
 
 def _line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
-    """The values at `xs` of the straight line nearest to the points."""
+    """Return the values at `xs` of the line fitted to the points by least squares."""
     slope, offset = statistics.linear_regression(xs, ys)
     return [offset + slope * x for x in xs]
 
@@ -230,25 +234,25 @@ def _line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
 
 
 def memory_table(setup: Setup) -> list[Row]:
-    """Peak memory of two steps with all losses, each way in a process of its own."""
+    """Measure the peak memory of two steps with all losses, each method in a new process."""
     rows: list[Row] = [("step", "peak, MiB", "networks and batch, MiB")]
-    for way in ("published", "ours"):
-        peak, before = memory_of(setup, way)
-        rows.append((way, f"{peak:.0f}", f"{before:.0f}"))
+    for method in ("published", "ours"):
+        peak, before = memory_of(setup, method)
+        rows.append((method, f"{peak:.0f}", f"{before:.0f}"))
     return rows
 
 
-def memory_of(setup: Setup, way: str) -> tuple[float, float]:
-    """Peak memory in MiB of a new process that takes two steps, and that before them."""
+def memory_of(setup: Setup, method: str) -> tuple[float, float]:
+    """Return the peak memory in MiB of a new process that takes two steps, and that before them."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (setup, way, torch.get_num_threads()))
+        return pool.apply(_peak_memory, (setup, method, torch.get_num_threads()))
 
 
-def _peak_memory(setup: Setup, way: str, threads: int) -> tuple[float, float]:
+def _peak_memory(setup: Setup, method: str, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     config, batch = get_config(setup.config), random_batch(setup)
     graph = build(setup, yardsticks=True)
-    step = PublishedStep(graph, config) if way == "published" else own_step(setup, graph)
+    step = PublishedStep(graph, config) if method == "published" else own_step(setup, graph)
     before = _memory(setup.device)
     for _ in range(2):
         step(batch, perceptual_losses(config))
@@ -256,24 +260,27 @@ def _peak_memory(setup: Setup, way: str, threads: int) -> tuple[float, float]:
 
 
 def _memory(device: torch.device) -> float:
-    """The most this process has held so far, in MiB."""
+    """Return the peak memory of this process so far, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # VmHWM begins anew with each program; getrusage's figure is inherited from the parent
+    # VmHWM is reset when a program starts, unlike the value of getrusage
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
-        found = None
-    if not found:
+        match = None
+    if not match:
         raise UserError("peak memory is read from /proc/self/status, which this system lacks")
-    return int(found[1]) / 2**10
+    return int(match[1]) / 2**10
 
 
-# ---- the share of the device's speed ------------------------------------------------
+# ---- speed relative to a matrix product ---------------------------------------------
 
 
 class _Operations(TorchDispatchMode):
-    """Counts floating-point operations. torch's own counter fails at gradients of leaves."""
+    """Counts floating-point operations.
+
+    PyTorch's own FlopCounterMode fails at gradients of leaves.
+    """
 
     total = 0
 
@@ -285,7 +292,7 @@ class _Operations(TorchDispatchMode):
 
 
 def speed_table(setup: Setup) -> list[Row]:
-    """Floating-point operations a second of our step, beside a large matrix product's."""
+    """Measure the FLOP/s of our step relative to those of a large matrix product."""
     config, batch = get_config(setup.config), random_batch(setup)
     names = perceptual_losses(config)
     step = own_step(setup, build(setup))
@@ -314,19 +321,22 @@ def speed_table(setup: Setup) -> list[Row]:
 
 
 def forward_table(setup: Setup) -> list[Row]:
-    """Images a second of the consistency energy and of the demo, published way and ours."""
+    """Measure the images per second of the consistency energy and the demo, both ways."""
     rows: list[Row] = [("work", "published, images/s", "ours, images/s", "times faster")]
     images = torch.rand(setup.batch_size, 3, *[setup.scale.image_size] * 2, device=setup.device)
-    for name, ways in (("consistency energy", _energy_ways(setup, images)),
+    for name, functions in (("consistency energy", _energy_ways(setup, images)),
                        ("demo, one network", _demo_ways(setup, images))):  # fmt: skip
-        seconds = alternating(ways, setup.repeats, setup.device)
-        speed = [f"{len(images) / statistics.median(seconds[w]):.3g}" for w in ways]
+        seconds = alternating(functions, setup.repeats, setup.device)
+        speed = [f"{len(images) / statistics.median(seconds[method]):.3g}" for method in functions]
         rows.append((name, *speed, ratio(seconds["published"], seconds["ours"])))
     return rows
 
 
 def _energy_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]]:
-    """Published: prefixes of paths computed anew for each path, and with autograd's records."""
+    """Return both ways to compute the energy.
+
+    The published one recomputes prefixes for each path, and records operations for autograd.
+    """
     config = get_config("energy_calc_nogt")
     edges = edges_of(config["paths"])
     graph = TaskGraph({e: TRANSFERS[e].build(setup.scale) for e in edges}).to(setup.device)
@@ -344,7 +354,10 @@ def _energy_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]
 
 
 def _demo_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]]:
-    """Published: for every image the weights are read again, and images go one by one."""
+    """Return both ways to run the demo.
+
+    The published one processes images one by one, and reloads the weights for each.
+    """
     transfer = TRANSFERS["rgb", "normal"]
     network: nn.Module = transfer.build(setup.scale).to(setup.device).eval()
     folder = tempfile.TemporaryDirectory()
