@@ -89,21 +89,16 @@ def main(
     get_config(config)
     torch.set_num_threads(threads)
     device = choose_device()
-    cuda = device.type == "cuda"
-    default = Scale() if cuda else Scale(64, 8, 4)
-    scale = Scale(
-        image_size or default.image_size, width or default.width, levels or default.levels
-    )
-    batch_size = batch_size or (64 if cuda else 16)
-    setup = Setup(config, scale, batch_size, device, repeats, precision, compile, channels_last)
+    default, batch = (Scale(), 64) if device.type == "cuda" else (Scale(64, 8, 4), 16)
+    scale = default.with_overrides(image_size, width, levels)
+    batch = batch_size or batch
+    setup = Setup(config, scale, batch, device, repeats, precision, compile, channels_last)
     tables = {}
-    for part, (title, measure) in PARTS.items():
-        if part in parts:
-            tables[title] = measure(setup)
-            print(
-                f"\n{title}\n{text_table(tables[title][0], tables[title][1:], left=0)}", flush=True
-            )
-    target = Path(output) if output else ROOT / "docs" / "benchmarks.md"
+    for title, measure in (PARTS[part] for part in PARTS if part in parts):
+        tables[title] = measure(setup)
+        head, *rows = tables[title]
+        print(f"\n{title}\n{text_table(head, rows, left=0)}", flush=True)
+    target = Path(output or ROOT / "docs" / "benchmarks.md")
     write_report(target, report(setup, tables, threads), setup)
     print(f"\nwritten: {target}")
 

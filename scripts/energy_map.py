@@ -68,16 +68,16 @@ def main(
     check_precision(networks.precision)
     reference = read_statistics(Path(statistics)) if statistics else None
     images = ImageFiles(img_path)
-    job = read_job()
-    folder = make_folder(Path(output_path) if output_path else job.results_dir / "energy_map")
-    sources = settle_measuring(job, None, networks.models_dir, networks.scale, labelled=False)
+    folder = make_folder(Path(output_path or read_job().results_dir / "energy_map"))
+    sources = settle_measuring(
+        read_job(), None, networks.models_dir, networks.scale, labelled=False
+    )
     device = choose_device()
     graph = energy_graph(UNLABELLED, sources, device, STRAIGHT_LOSSES)
-    size = sources.scale.image_size
 
     def read(path: Path) -> tuple[Tensor, ...]:
         image = open_image(path)
-        return square(image, size), square(image, FULL_SIZE)
+        return square(image, sources.scale.image_size), square(image, FULL_SIZE)
 
     names = images.result_names(folder, ["_energy.png"])
     batch_size = networks.batch_size or default_forward_batch(device)
@@ -88,15 +88,21 @@ def main(
             energies = pixel_energy(parts, reference)
         for i, (path, (_, display)) in enumerate(batch):
             low, high = limits(energies[i], white, standardise=reference is not None)
-            columns = {"input": display, "normal": normals[i]}
-            columns["energy"] = shaded(energies[i], low, high)
+            energy = shaded(energies[i], low, high)
+            columns = {"input": display, "normal": normals[i], "energy": energy}
             if per_path:
                 columns |= {d: shaded(m[i], 0, top_of(m[i], white)) for d, m in parts.items()}
             write_png(drawn(columns), folder / f"{names[path]}_energy.png")
-            name = path.name.encode(errors="backslashreplace").decode()
-            tqdm.write(f"{name}: mean {energies[i].mean():.4f}, white from {high:.4f}")
+            tqdm.write(
+                f"{printable(path.name)}: mean {energies[i].mean():.4f}, white from {high:.4f}"
+            )
     if status := images.summary(folder):
         sys.exit(status)
+
+
+def printable(name: str) -> str:
+    """Return the name of a file with its undecodable bytes escaped."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def predict(graph: TaskGraph, images: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

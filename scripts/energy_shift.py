@@ -4,7 +4,7 @@ python -m scripts.energy_shift --save_dir results/shift
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +15,15 @@ from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, lab
 from measuring.image_files import ImageFiles
 from measuring.options import LabelledOptions, NetworkOptions
 from measuring.plots import plot_shifts
-from measuring.shifts import image_batches, measure_shifts, per_image, summary, view_batches
+from measuring.shifts import (
+    Shift,
+    image_batches,
+    measure_shifts,
+    per_image,
+    summary,
+    view_batches,
+)
+from measuring.statistics import Table
 from sources import settle_measuring
 from tables import text_table, write_csv
 from utils import UserError, check_positive, command_line, folding_flags, read_job
@@ -78,14 +86,19 @@ def main(
 
     # ---- results ----
     if names:
-        rows = summary(tables)
-        write_csv(folder / "shift.csv", rows)
-        write_csv(folder / "shift_images.csv", per_image(names, tables))
-        plot_shifts(folder / "shift", rows, f"{len(names)} images")
-        print(as_text(rows))
-        print(f"{len(names)} images → {folder}: shift.csv, shift_images.csv, shift.pdf, shift.png")
+        report(folder, names, tables)
     if images is not None and (status := images.summary(folder)):
         sys.exit(status)
+
+
+def report(folder: Path, names: Sequence[str], tables: Mapping[Shift, Table]) -> None:
+    """Write the tables and the plot; print the summary."""
+    rows = summary(tables)
+    write_csv(folder / "shift.csv", rows)
+    write_csv(folder / "shift_images.csv", per_image(names, tables))
+    plot_shifts(folder / "shift", rows, f"{len(names)} images")
+    print(as_text(rows))
+    print(f"{len(names)} images → {folder}: shift.csv, shift_images.csv, shift.pdf, shift.png")
 
 
 def as_text(rows: Mapping[str, list]) -> str:

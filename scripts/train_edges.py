@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -17,45 +18,14 @@ from energy import energy_configs, get_config
 from graph import edges_of
 from sources import settle
 from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
-from utils import UserError, command_line, nearest, read_job
-
-# Flags that are passed on to the trainer.
-PASSED_ON = (
-    "max_epochs", "steps_per_epoch", "batch_size", "lr", "dataaug", "data_dirs", "split",
-    "models_dir", "image_size", "width", "levels", "results_dir", "seed", "quiet",
-)  # fmt: skip
+from utils import UserError, command_line, folding_flags, nearest, read_job
 
 
-def main(
-    config: str | None = None,
-    *,
-    again: bool = False,
-    max_epochs: int | None = None,
-    steps_per_epoch: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    dataaug: bool = False,
-    data_dirs: list | None = None,
-    split: str | None = None,
-    models_dir: str | None = None,
-    image_size: int | None = None,
-    width: int | None = None,
-    levels: int | None = None,
-    results_dir: str | None = None,
-    seed: int = 0,
-    trainer: str = "train",
-) -> None:
-    """Train the networks that a configuration needs and the models folder lacks.
-
-    Networks between domains first, then those from rgb, each on its ground truth alone
-    (python -m train TRANSFER). What is there already is left as it is, so an interrupted
-    run goes on where it stopped.
-
-    Example: python -m scripts.train_edges multiperceptual_normal
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Each training.
 
     Args:
-        config: an energy configuration, a transfer (normal2reshading), or all: every row.
-        again: train what is there already as well.
         max_epochs: epochs of each network (default: as python -m train).
         steps_per_epoch: steps of an epoch.
         batch_size: views a step.
@@ -70,25 +40,59 @@ def main(
         levels: halvings of the image in the deepest networks (see python -m train --help).
         results_dir: where each network's run folder is made.
         seed: of each training.
+    """
+
+    max_epochs: int | None = None
+    steps_per_epoch: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    dataaug: bool = False
+    data_dirs: list | None = None
+    split: str | None = None
+    models_dir: str | None = None
+    image_size: int | None = None
+    width: int | None = None
+    levels: int | None = None
+    results_dir: str | None = None
+    seed: int = 0
+
+
+@folding_flags
+def main(
+    config: str | None = None,
+    *,
+    again: bool = False,
+    trainer: str = "train",
+    options: TrainerOptions,
+) -> None:
+    """Train the networks that a configuration needs and the models folder lacks.
+
+    Networks between domains first, then those from rgb, each on its ground truth alone
+    (python -m train TRANSFER). What is there already is left as it is, so an interrupted
+    run goes on where it stopped.
+
+    Example: python -m scripts.train_edges multiperceptual_normal
+
+    Args:
+        config: an energy configuration, a transfer (normal2reshading), or all: every row.
+        again: train what is there already as well.
         trainer: the module that trains, or a file of your own that adds rows to the tables
             and starts the trainer (my_domain.py).
     """
     if trainer.endswith(".py"):  # adds its rows to the tables of domains and transfers
         runpy.run_path(trainer)
-    flags = dict(locals())
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
-    scale = image_size, width, levels
-    sources = settle(read_job(), data_dirs, models_dir, scale, new_models=True)
+    scale = options.image_size, options.width, options.levels
+    sources = settle(read_job(), options.data_dirs, options.models_dir, scale, new_models=True)
     missing = [row for row in needed if again or sources.find(row) is None]
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
           f"{len(missing)} to train", flush=True)  # fmt: skip
     start = time.monotonic()
-    flags |= sources.scale.record() | {"quiet": True}
+    flags = asdict(options) | sources.scale.record() | {"quiet": True}
     for row in tqdm(missing, desc="networks", unit="network", disable=None):
         tqdm.write(f"\n==== {row.name} → {sources.models_dirs[0] / row.checkpoint}")
-        status = _run(trainer, row.name, {name: flags[name] for name in PASSED_ON})
-        if status:
+        if status := _run(trainer, row.name, flags):
             sys.exit(status)  # the trainer has printed the error
     print(f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s")
 
