@@ -1,4 +1,4 @@
-"""Train one network of the graph: rgb → target with cross-task consistency, or any edge.
+"""Train one network of the graph: rgb → target with cross-task consistency, or any other edge.
 
 python -m train multiperceptual_normal --k 2 --random-select
 python -m train normal2principal_curvature
@@ -78,30 +78,30 @@ def main(
 def train(
     options: Options, resumed: Path | None, ranks: Ranks, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Train as the options say, or go on with the run in the folder `resumed`.
+    """Train a new run, or resume the one in the folder `resumed`.
 
     Returns the closing table, {column: {row: value}}.
     """
-    # ---- what is trained ----
+    # ---- objective ----
     objective = objective_of(options)
     check_options(options, objective)
     seed_everything(options.run.seed)
 
-    # ---- data, networks ----
-    with ranks.first_before_others():  # the first one renders the rooms, where they are needed
+    # ---- data and networks ----
+    with ranks.first_before_others():  # the first rank may have to render the embedded rooms
         sources = find_sources(options, objective)
     graph, losses = build_graph(objective, sources, options.networks)
     graph = prepare_graph(graph, options.compute, device)
     parts = find_parts(
         reads_of(objective.config, losses, objective.by_win_rate), sources, options.data
     )
-    usual = 16 if sources.embedded else 4 if options.data.fast else 64
-    batch_size = options.run.batch_size or usual
+    default_batch_size = 16 if sources.embedded else 4 if options.data.fast else 64
+    batch_size = options.run.batch_size or default_batch_size
     realities = make_realities(
         parts, sources.scale.image_size, options.data, batch_size, options.run.seed, device, ranks
     )
 
-    # ---- the plan, the run's folder ----
+    # ---- plan, folder and record of the run ----
     plan = make_plan(options, objective, losses, sources, realities, ranks)
     folder = resumed or ranks.from_first(
         new_folder(results_dir(options), objective.name) if ranks.first else None
@@ -115,24 +115,24 @@ def train(
     )
     checkpoint = folder / f"{objective.transfer.name}{'' if objective.row else '_consistency'}.pth"
 
-    # ---- measure, train, measure ----
-    def evaluated() -> dict[str, float]:
+    # ---- measure, train, measure again ----
+    def measure_held_out() -> dict[str, float]:
         held_out = realities.get("test", realities["val"])
         return measure(graph, objective.config, losses, held_out, ranks)
 
     if not output.resumed:
-        output.begin(evaluated(), keep_start=options.losses.compare_direct)
+        output.begin(measure_held_out(), keep_start=options.losses.compare_direct)
     with stoppable() as stop:
         for column, phase in phases(options, plan).items():
-            if column in output.columns:
+            if column in output.columns:  # finished before the run was resumed
                 continue
             if phase is not plan and not output.training:
-                graph.target.load_state_dict(output.start)
+                graph.target.load_state_dict(output.start)  # the same initial weights
             trainer = Trainer(phase, graph, realities, output.logger, ranks, options.run.quiet)
             fit(trainer, output, stop, checkpoint if phase is plan else None, sources.scale)
-            output.end_phase(column, evaluated())
+            output.end_phase(column, measure_held_out())
 
-    # ---- what came of it ----
+    # ---- results ----
     conclude(options, objective, sources, output, checkpoint)
     return output.columns
 
@@ -140,28 +140,32 @@ def train(
 def fit(
     trainer: Trainer, output: RunOutput, stop: Stop, checkpoint: Path | None, scale: Scale
 ) -> None:
-    """The epochs of one phase of training, from where its state stands to their end.
+    """Run the epochs of one training phase, from its last saved state if there is one.
 
-    Each epoch's network goes to `checkpoint`, if there is one. Where the run is stopped or
-    goes wrong, what to do next is said, and the program ends.
+    Saves the network to `checkpoint`, if given, after each epoch. On SIGTERM or SIGINT, saves
+    the state, prints how to resume and exits. Raises UserError if a loss or gradient is not
+    finite.
     """
     plan = trainer.plan
-    before = (len(output.columns) - 1) * plan.epochs * plan.steps_per_epoch  # earlier phases
+    earlier_phases = len(output.columns) - 1
+    earlier_steps = earlier_phases * plan.epochs * plan.steps_per_epoch
 
     def save() -> None:
         output.training = trainer.state_dict()
-        output.save_state(before + trainer.global_step)
+        output.save_state(earlier_steps + trainer.global_step)
 
     try:
+        # ---- resume, or validate the initial network ----
         if output.training:
             trainer.load_state_dict(output.training)
         else:
             trainer.validate()
+        # ---- epochs ----
         while not trainer.done:
             for step in trainer.steps():
-                signal = trainer.ranks.largest(stop())
-                if signal or (plan.save_every and step % plan.save_every == 0
-                              and not trainer.epoch_is_over):  # fmt: skip
+                signal = trainer.ranks.largest(stop())  # a signal to one rank stops all ranks
+                save_due = plan.save_every and step % plan.save_every == 0
+                if signal or (save_due and not trainer.epoch_is_over):
                     save()
                 if signal:
                     raise Stopped(signal)
@@ -178,7 +182,7 @@ def fit(
             f"stopped after step {trainer.global_step}; "
             f"python -m train --resume {output.folder} goes on"
         )
-        sys.exit(128 + stopped.signal)  # by which shells and schedulers know a signal
+        sys.exit(128 + stopped.signal)  # the usual exit status after a signal
     except NotFinite as error:
         output.logger.close()
         raise UserError(output.keep_for_replay(error, trainer)) from None
@@ -186,17 +190,17 @@ def fit(
         trainer.close()
 
 
-# ---- the parts of `train`, in order -------------------------------------------------
+# ---- helpers of `train`, in order of use --------------------------------------------
 
 
 def results_dir(options: Options) -> Path:
-    """Where runs' folders are made."""
-    named = options.run.results_dir
-    return Path(named) if named else read_job().results_dir
+    """Return the folder in which each run makes its own folder."""
+    results = options.run.results_dir
+    return Path(results) if results else read_job().results_dir
 
 
 def find_sources(options: Options, objective: Objective) -> Sources:
-    """The data, weights and scale of the run."""
+    """Return the data folders, model folders and network scale of the run."""
     networks = options.networks
     scale = networks.image_size, networks.width, networks.levels
     return settle(
@@ -213,7 +217,7 @@ def make_plan(
     realities: Mapping[str, Reality],
     ranks: Ranks,
 ) -> Plan:
-    """How the network is trained: what was asked for, and the defaults of the data at hand."""
+    """Return the training plan: the options, with defaults that depend on the data."""
     run, embedded, train_views = options.run, sources.embedded, realities["train"]
     rates = {"baseline": 3e-4, "scratch": 2e-3} if embedded else {"baseline": 3e-5, "scratch": 4e-4}
     epochs = (40 if objective.row else 10) if embedded else 800
@@ -231,19 +235,21 @@ def make_plan(
 
 
 def label_bytes(options: Options, reality: Reality) -> float:
-    """Memory for the frozen networks' outputs on labels: by default a quarter of what is free,
-    where the views are kept in memory too."""
+    """Return the bytes for caching the frozen networks' outputs on ground-truth labels.
+
+    The default is a quarter of the free memory if the views are kept in memory, else 0.
+    """
     if options.compute.cache_labels is not None:
         return options.compute.cache_labels * GIB
     return free_memory(reality.device) / 4 if reality.dataset.keeps else 0.0
 
 
 def phases(options: Options, plan: Plan) -> dict[str, Plan]:
-    """The plans to train by, one after the other, by their columns of the closing table."""
-    found = {} if options.run.visualize else {"trained": plan}
+    """Return the plans to train in turn, {column of the closing table: plan}."""
+    plans = {} if options.run.visualize else {"trained": plan}
     if options.losses.compare_direct:
-        found["without consistency"] = plan.without_consistency()
-    return found
+        plans["without consistency"] = plan.without_consistency()
+    return plans
 
 
 def describe(
@@ -253,7 +259,7 @@ def describe(
     parts: Mapping[str, Part],
     processes: int,
 ) -> dict:
-    """What run.json records beside the plan: what was asked for, and what that came to."""
+    """Return what run.json records besides the plan: options, data, networks and versions."""
     return {
         "config": objective.name,
         "init": objective.init,
@@ -279,7 +285,10 @@ def conclude(
     output: RunOutput,
     checkpoint: Path,
 ) -> None:
-    """Name the bad files, write and print the closing table, put a transfer's network in place."""
+    """Report bad files, write and print the closing table, and save a transfer's network.
+
+    The network goes into the models folder, in float16. Only the first rank writes and prints.
+    """
     for reality in output.realities.values():
         if reality.bad.files:
             log.warning("%s", reality.bad.summary())

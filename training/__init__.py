@@ -1,1 +1,1 @@
-"""Training one network of the graph: its parts, which `train.py` puts together."""
+"""The parts of training one network of the graph. `train.py` puts them together."""

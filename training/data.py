@@ -1,4 +1,4 @@
-"""The views that a run reads, of which domains, and the realities that load them."""
+"""The views and domains that a run reads, and the realities that load them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,77 +16,77 @@ from task_configs import TASKS, ImageTask, get_task
 from training.options import DataOptions
 from utils import UserError, evenly_spaced, log
 
-HELD_OUT = 256  # views of val and of test, evenly spaced where there are more
-KEEP_BYTES = 2 * 2**30  # data sets up to this size stay in memory once loaded
+HELD_OUT = 256  # at most so many views in val and in test, evenly spaced
+KEEP_BYTES = 2 * 2**30  # smaller data sets stay in memory once loaded
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The domains that a reality has to read, and those it reads where they are there."""
+    """The domains that a reality must read, and those that it reads if available."""
 
     needed: tuple[ImageTask, ...]
     wanted: tuple[ImageTask, ...] = ()
 
 
 def reads_of(config: Mapping, losses: Sequence[str], by_win_rate: bool) -> dict[str, Reads]:
-    """What each reality of a run reads.
+    """Return the domains that each reality of a run reads.
 
-    train and val: the starts of the losses' paths; val also those of the yardsticks, by
-    which win rates are measured, where they are there. test: the same losses, and for the
-    closing table each perceptual loss's domain where it is there. Each reality: its plots'
-    paths. (A run's pictures are of test where a plot names no reality of the run.)
+    Every reality needs the first domain of each path in the losses and in its plots. A plot
+    that names none of the realities is drawn from val. Some domains are read only if
+    available: in val those of the yardsticks, for the win rates, and in test those of the
+    perceptual losses, for the closing table.
     """
-    trained = _starts(paths_for(config, ["mae", *losses]))
+    trained = _first_domains(paths_for(config, ["mae", *losses]))
     yardsticks = [yardstick_of(name) for name in losses if by_win_rate]
     wanted = {
         "train": set(),
-        "val": _starts(paths_for(config, yardsticks, "val")),
+        "val": _first_domains(paths_for(config, yardsticks, "val")),
         "test": {loss_of(config, name).domain for name in losses},
     }
-    needed = {part: set(trained) for part in wanted}
+    needed = {name: set(trained) for name in wanted}
     for plot in config["plots"].values():
-        shown = _starts({path: config["paths"][path] for path in plot["paths"]})
-        for part in [r for r in plot["realities"] if r in needed] or ["val"]:
-            needed[part] |= shown
-    return {p: Reads(_tasks(needed[p]), _tasks(wanted[p] - needed[p])) for p in wanted}
+        shown = _first_domains({path: config["paths"][path] for path in plot["paths"]})
+        for name in [r for r in plot["realities"] if r in needed] or ["val"]:
+            needed[name] |= shown
+    return {n: Reads(_tasks(needed[n]), _tasks(wanted[n] - needed[n])) for n in wanted}
 
 
-def _starts(paths: Mapping[str, Sequence[str]]) -> set[str]:
+def _first_domains(paths: Mapping[str, Sequence[str]]) -> set[str]:
     return {path[0] for path in paths.values()}
 
 
 def _tasks(names: set[str]) -> tuple[ImageTask, ...]:
-    """The named tasks that have files, in the order of the table."""
+    """Return the named tasks that are read from files, in the order of TASKS."""
     return tuple(get_task(name) for name in TASKS if name in names and name != "imagenet")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The views of a part of the data, and the domains that are read of them."""
+    """The views of one part of the data, and the domains to read from each view."""
 
     views: list[View]
     tasks: tuple[ImageTask, ...]
 
 
 def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) -> dict[str, Part]:
-    """The parts train, val and test; logs their counts, and wanted domains that are not there.
+    """Return the parts train, val and test, and log their sizes.
 
-    With `fast`, val is train as well, and there is no test. Raises UserError where a needed
-    domain is not there.
+    With `fast`, training uses the views of val, and there is no test. Logs a warning for
+    missing wanted domains. Raises UserError if a needed domain is missing, or if
+    `subset_size` is larger than the number of training views.
     """
     buildings = split_buildings(sources.data_dirs, data.split)
     if data.fast:
-        both = Reads(*(_union(reads, kind) for kind in ("needed", "wanted")))
-        reads = {"val": both}
+        reads = {"val": Reads(_union(reads, "needed"), _union(reads, "wanted"))}
     parts = {}
-    for name, wish in reads.items():
+    for name, domains in reads.items():
         views, tasks = find_views_and_tasks(
-            wish.needed, wish.wanted, sources.data_dirs, buildings[name], data.allow_missing
+            domains.needed, domains.wanted, sources.data_dirs, buildings[name], data.allow_missing
         )
-        if absent := [str(task) for task in wish.wanted if task not in tasks]:
+        if missing := [str(task) for task in domains.wanted if task not in tasks]:
             log.warning(
                 "no %s for %s views: what only %s needed is left out",
-                ", ".join(absent), name, "them" if len(absent) > 1 else "it",
+                ", ".join(missing), name, "them" if len(missing) > 1 else "it",
             )  # fmt: skip
         parts[name] = Part(evenly_spaced(views, HELD_OUT) if name != "train" else views, tasks)
     train = parts["val" if data.fast else "train"]
@@ -100,7 +100,9 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
 
 
 def _union(reads: Mapping[str, Reads], kind: str) -> tuple[ImageTask, ...]:
-    return tuple(dict.fromkeys(task for wish in reads.values() for task in getattr(wish, kind)))
+    return tuple(
+        dict.fromkeys(task for domains in reads.values() for task in getattr(domains, kind))
+    )
 
 
 def make_realities(
@@ -112,10 +114,11 @@ def make_realities(
     device: torch.device,
     ranks: Ranks,
 ) -> dict[str, Reality]:
-    """The realities of the parts, each rank's share of them."""
+    """Return a reality for each part, which loads this rank's share of the batches."""
     realities = {}
     for name, part in parts.items():
         augment = data.dataaug and name == "train"
+        # Loading processes have their own memory, and an augmented view differs each time.
         keep = data.num_workers in (None, 0) and not augment
         keep = keep and TaskDataset(part.tasks, part.views, image_size).bytes < KEEP_BYTES
         dataset: TaskDataset
@@ -131,10 +134,13 @@ def make_realities(
     return realities
 
 
-def _workers(asked_for: int | None) -> int:
-    return min(8, os.cpu_count() or 1) if asked_for is None else asked_for
+def _workers(requested: int | None) -> int:
+    return min(8, os.cpu_count() or 1) if requested is None else requested
 
 
 def default_steps(views: int, batch_size: int) -> int:
-    """A 400th of the data, as published; on small data up to 100 steps, or one pass."""
+    """Return the steps of an epoch: a 400th of a pass over the views, as published.
+
+    On small data it is at least 100 steps, or one pass if that is shorter.
+    """
     return max(views // (400 * batch_size), min(100, -(-views // batch_size)))

@@ -1,6 +1,6 @@
 """Cache of the frozen networks' outputs on ground-truth labels.
 
-They are the same each time a view is loaded, as long as it is not augmented.
+Without augmentation, a view's labels never change, so each output is computed only once.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from graph import Path, TaskGraph
 
 @dataclass
 class Budget:
-    """Bytes that several caches may take together, and have taken."""
+    """A memory budget in bytes that several caches share."""
 
     total: float
     taken: int = 0
 
     def take(self, size: int) -> bool:
-        """Whether there was room for so many bytes, which are taken then."""
+        """Reserve `size` bytes if they fit. Returns whether they did."""
         if self.taken + size > self.total:
             return False
         self.taken += size
@@ -29,10 +29,10 @@ class Budget:
 
 
 class LabelCache:
-    """Values (C, S, S) of paths from ground truths, by path and view of one data set.
+    """Caches the values (C, S, S) of paths from ground truths, by path and view.
 
-    They stay on the device they were computed on. What does not fit into the budget is
-    computed each time.
+    A cache serves one data set. Values stay on the device that computed them. Those that do
+    not fit into the budget are computed again each time.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -43,19 +43,19 @@ class LabelCache:
     def values(
         self, graph: TaskGraph, paths: Mapping[str, Path], batch: Batch
     ) -> dict[Path, Tensor]:
-        """The value (B, C, S, S) of each path of more than one step, by path."""
-        found: dict[Path, Tensor] = {}
+        """Return the value (B, C, S, S) of each path that has a network, by path."""
+        values: dict[Path, Tensor] = {}
         for name, path in paths.items():
-            if len(path) == 1:
+            if len(path) == 1:  # the ground truth itself
                 continue
             kept = [self._kept.get((path, view)) for view in batch.views]
-            there = [value for value in kept if value is not None]
-            if len(there) < len(kept):
-                found[path] = graph.sample({name: path}, batch, found)[name]
-                self._keep(path, batch.views, found[path])
+            cached = [value for value in kept if value is not None]
+            if len(cached) < len(batch.views):
+                values[path] = graph.sample({name: path}, batch, values)[name]
+                self._keep(path, batch.views, values[path])
             else:
-                found[path] = torch.stack(there)
-        return found
+                values[path] = torch.stack(cached)
+        return values
 
     def _keep(self, path: Path, views: list[int], values: Tensor) -> None:
         for view, value in zip(views, values, strict=True):

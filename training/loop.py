@@ -1,4 +1,4 @@
-"""Training by epochs: steps on one reality, validation on another."""
+"""Training by epochs: steps on the reality "train", validation on the reality "val"."""
 
 import random
 import sys
@@ -21,13 +21,13 @@ from training.label_cache import Budget, LabelCache
 from training.step import Step
 from utils import log
 
-LOG_EVERY = 20  # steps between two lines of the log
+LOG_EVERY = 20  # steps between log lines
 
 
 class NotFinite(Exception):
-    """A loss or a gradient was infinite or not a number; the network is as before that step.
+    """A loss or gradient was infinite or NaN. The network is as it was before that step.
 
-    `step` counts from 1, `losses` are the values, `batch` what the step was to train on.
+    `step` counts from 1. `losses` are the step's loss values, and `batch` is its data.
     """
 
     def __init__(self, step: int, losses: dict[str, float], batch: Batch) -> None:
@@ -37,12 +37,14 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """How the target network of a graph is trained.
+    """How to train the target network of a graph.
 
-    `losses` are the perceptual losses at hand, k of which are in use at a time; `mode` weighs
-    them ("winrate" by the sizes of their gradients, "standard" equally). `label_bytes` is the
-    memory for frozen networks' outputs on labels, `save_every` the steps between two saved
-    states (0: at the end of an epoch alone).
+    `losses` are the available perceptual losses. Each epoch uses k of them: those with the
+    highest win rates or, with `at_random`, a random choice. `mode` sets the weights of all
+    losses: "winrate" balances the sizes of their gradients, "standard" adds them. `squared`
+    uses squared instead of absolute errors. `label_bytes` is the memory for caching the frozen
+    networks' outputs on labels. `save_every` is the number of steps between saved states (0:
+    only at the end of each epoch). `label` names the training in the log.
     """
 
     config: Mapping
@@ -63,34 +65,38 @@ class Plan:
     label: str = "train"
 
     def record(self) -> dict:
-        """Its settings as plain values."""
+        """Return the settings as plain values."""
         left_out = ("config", "label", "label_bytes")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
     def without_consistency(self) -> "Plan":
-        """The same on the ground truth alone."""
+        """Return the same plan without perceptual losses."""
         record = self.record() | {"losses": [], "k": 0}
         return Plan(self.config, label="direct", label_bytes=self.label_bytes, **record)
 
 
 @dataclass
 class Progress:
-    """Where training stands. `step` counts within the epoch, `improved` tells of the last one."""
+    """How far training has come.
+
+    `step` counts within the epoch. `improved` tells whether the last epoch's validation error
+    was the lowest so far.
+    """
 
     epoch: int = 0
     step: int = 0
     chosen: list[str] = field(default_factory=list)
     win_rates: dict[str, float] = field(default_factory=dict)
     val_error: float = float("nan")
-    best_error: float = float("inf")  # of the epochs' validations
+    best_error: float = float("inf")  # over all epochs
     improved: bool = False
 
 
 class Trainer:
-    """Trains the target network of a graph by a plan; `progress` tells where it stands.
+    """Trains the target network of a graph by a plan.
 
-    An epoch is: `steps()` to its end, `validate()`, `end_epoch()`. Needs the realities
-    "train", endless, and "val".
+    An epoch runs `steps()` to its end, then `validate()`, then `end_epoch()`. `progress` tells
+    how far training has come. `realities` must hold "train", which is endless, and "val".
     """
 
     def __init__(
@@ -115,15 +121,15 @@ class Trainer:
         total = max(1, plan.epochs * plan.steps_per_epoch)
         self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         self._rng = random.Random(plan.seed)
-        self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []
-        self._yardsticks: dict[tuple, Tensor] = {}
+        self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []  # step, losses, bad
+        self._yardsticks: dict[tuple, Tensor] = {}  # (loss, views) → (B,)
         self._batches: Iterator[Batch] | None = None
         self._plain_lines = quiet or not sys.stderr.isatty()
         self._bar: tqdm | None = None
 
     @property
     def global_step(self) -> int:
-        """Steps taken since training began."""
+        """The number of steps since training began."""
         return self.progress.epoch * self.plan.steps_per_epoch + self.progress.step
 
     @property
@@ -139,7 +145,10 @@ class Trainer:
     # ---- states -------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Everything that the rest of the training depends on, but for the log's state."""
+        """Return all that the remaining training depends on, except the log's state.
+
+        Raises NotFinite if an unchecked step was bad.
+        """
         self.check()
         return {
             "progress": dict(vars(self.progress)),
@@ -152,7 +161,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Go on exactly where the training stood whose `state_dict()` this is."""
+        """Restore what `state_dict()` returned, to continue exactly from there."""
         device = self._train.device
         self.progress = Progress(**state["progress"])
         weights = {n: torch.tensor(w, device=device) for n, w in state["weights"].items()}
@@ -165,29 +174,30 @@ class Trainer:
     # ---- an epoch -----------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
-        """Take the steps that the epoch lacks, one at each turn; yields their number.
+        """Take the epoch's remaining steps; yield the global step number after each.
 
-        The losses in use are chosen at the epoch's first step. Raises NotFinite.
+        Chooses the losses before the first step of the epoch. Raises NotFinite if a step was
+        bad.
         """
         if self._batches is None:
             self._train.begin(self.global_step)
             self._batches = iter(self._train)
         if self.progress.step == 0:
-            self._choose()
+            self._choose_losses()
         self.graph.train()
         waited, started = 0.0, time.monotonic()
         while not self.epoch_is_over:
-            before = time.monotonic()
+            requested = time.monotonic()
             batch = next(self._batches)
-            waited += time.monotonic() - before
-            self._take(batch)
+            waited += time.monotonic() - requested
+            self._take_step(batch)
             yield self.global_step
         self.logger.record({
             "epoch": self.progress.epoch, "seconds": time.monotonic() - started,
             "seconds waiting for data": waited,
         })  # fmt: skip
 
-    def _choose(self) -> None:
+    def _choose_losses(self) -> None:
         plan, progress = self.plan, self.progress
         progress.chosen = choose_losses(
             plan.losses, plan.k, progress.win_rates, self._rng, plan.at_random
@@ -196,8 +206,8 @@ class Trainer:
             names = ", ".join(progress.chosen) or "none"
             self.logger.text("chosen losses", f"epoch {progress.epoch}: {names}")
 
-    def _take(self, batch: Batch) -> None:
-        """One step: losses, gradients, update, log."""
+    def _take_step(self, batch: Batch) -> None:
+        """Take one step: losses, gradients, update, log."""
         losses = self._step(batch, self.progress.chosen)
         if self.plan.schedule == "cosine":
             self._decay.step()
@@ -208,10 +218,13 @@ class Trainer:
         if self.progress.step % LOG_EVERY == 0 or self.epoch_is_over:
             self.check()
             self.logger.step(self.global_step, self.plan.label)
-        self._show()
+        self._advance_bar()
 
     def check(self) -> None:
-        """Raise NotFinite if one of the last steps was bad: the only look at the device."""
+        """Raise NotFinite if a step since the last check was bad.
+
+        The flags stay on the device until then, so that no step waits for its flag.
+        """
         if not self._unchecked:
             return
         flags = torch.stack([bad for _, _, bad in self._unchecked]).tolist()
@@ -219,37 +232,37 @@ class Trainer:
         for flag, (number, losses, _) in zip(flags, steps, strict=True):
             if flag:
                 values = {name: float(loss) for name, loss in losses.items()}
-                self._train.begin(number - 1)
+                self._train.begin(number - 1)  # to load the same batch again
                 raise NotFinite(number, values, next(iter(self._train)))
 
     def end_epoch(self) -> None:
-        """Begin the next epoch."""
+        """Move on to the next epoch."""
         progress = self.progress
         progress.epoch, progress.step = progress.epoch + 1, 0
         if self._plain_lines and self.ranks.first:
             log.info(
                 "%s epoch %s/%s: %s", self.plan.label, progress.epoch, self.plan.epochs,
-                self._shown(),
+                self._summary(),
             )  # fmt: skip
 
     # ---- validation -----------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Log all losses over all validation views; take the win rates and the error from them."""
+        """Measure and log all losses on all validation views; set the win rates and val error."""
         self.graph.eval()
-        compared = {} if self.plan.at_random else self._measurable_yardsticks()
-        found: dict[str, list[Tensor]] = {}
+        yardsticks = {} if self.plan.at_random else self._measurable_yardsticks()
+        per_view: dict[str, list[Tensor]] = {}
         for batch in self._val:
-            losses = self._validation_losses(batch, list(compared.values()))
-            for name, yardstick in compared.items():
+            losses = self._validation_losses(batch, list(yardsticks.values()))
+            for name, yardstick in yardsticks.items():
                 won = wins(losses[name], losses[yardstick])
-                found.setdefault(f"won {name}", []).append(won)
+                per_view.setdefault(f"won {name}", []).append(won)
             for name, loss in losses.items():
-                found.setdefault(name, []).append(loss)
-        means = self._means(found)
+                per_view.setdefault(name, []).append(loss)
+        means = self._means(per_view)
         progress = self.progress
-        progress.win_rates = {name: means.pop(f"won {name}") for name in compared}
+        progress.win_rates = {name: means.pop(f"won {name}") for name in yardsticks}
         for name, mean in means.items():
             self.logger.update(self._title(name), mean)
         if progress.win_rates:
@@ -257,21 +270,26 @@ class Trainer:
         split = "val" if self.plan.label == "train" else f"{self.plan.label}_val"
         self.logger.step(self.global_step, split)
         progress.val_error = means["mae"]
-        if progress.step:  # not the validation before training
+        if progress.step:  # the validation before training does not count
             progress.improved = progress.val_error < progress.best_error
             progress.best_error = min(progress.best_error, progress.val_error)
 
     def _measurable_yardsticks(self) -> dict[str, str]:
-        """The yardstick of each perceptual loss for which the views have the domains."""
-        there = {task.name for task in self._val.dataset.tasks}
+        """Return each perceptual loss's yardstick, if the views have the domains it needs."""
+        available = {task.name for task in self._val.dataset.tasks}
         yardsticks = {name: yardstick_of(name) for name in self.plan.losses}
-        return {
-            name: yardstick for name, yardstick in yardsticks.items()
-            if all(p[0] in there for p in paths_for(self.plan.config, [yardstick], "val").values())
-        }  # fmt: skip
+        measurable = {}
+        for name, yardstick in yardsticks.items():
+            paths = paths_for(self.plan.config, [yardstick], "val").values()
+            if all(path[0] in available for path in paths):
+                measurable[name] = yardstick
+        return measurable
 
     def _validation_losses(self, batch: Batch, yardsticks: list[str]) -> dict[str, Tensor]:
-        """All losses of a batch, {name: (B,)}; the yardsticks, which never change, once a run."""
+        """Return all losses of a batch, {name: (B,)}.
+
+        The yardsticks do not depend on the target network, so each is computed only once.
+        """
         views = tuple(batch.views)
         kept = {n: v for n in yardsticks if (v := self._yardsticks.get((n, views))) is not None}
         names = [n for n in ("mae", *self.plan.losses, *yardsticks) if n not in kept]
@@ -285,9 +303,9 @@ class Trainer:
         self._yardsticks |= {(n, views): losses[n] for n in yardsticks if n in losses}
         return losses | kept
 
-    def _means(self, found: Mapping[str, list[Tensor]]) -> dict[str, float]:
-        """The mean of each value over the views of all ranks."""
-        local = {name: torch.cat(parts).double() for name, parts in found.items()}
+    def _means(self, per_view: Mapping[str, list[Tensor]]) -> dict[str, float]:
+        """Return the mean of each value over the views of all ranks."""
+        local = {name: torch.cat(parts).double() for name, parts in per_view.items()}
         sums = {name: (float(values.sum()), len(values)) for name, values in local.items()}
         per_rank = self.ranks.gathered(sums)
         means = {}
@@ -296,35 +314,35 @@ class Trainer:
             means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
         return means
 
-    # ---- what is shown ----------------------------------------------------------------------
+    # ---- display ----------------------------------------------------------------------------
 
     def _title(self, name: str) -> str:
         return loss_title(self.plan.config, name, "mse" if self.plan.squared else "mae")
 
-    def _shown(self) -> str:
+    def _summary(self) -> str:
         loss, progress = self.logger.means["loss"], self.progress
         return f"loss {loss:.4f}, val {self._title('mae')} {progress.val_error:.4f}"
 
-    def _show(self) -> None:
-        """Move the progress bar on, on the first rank's terminal."""
+    def _advance_bar(self) -> None:
+        """Advance the progress bar, which only the first rank shows."""
         if self._plain_lines or not self.ranks.first:
             return
         size = self._train.batch_size * self.ranks.count
         if self._bar is None:
             total = self.plan.epochs * self.plan.steps_per_epoch * size
-            begun = (self.global_step - 1) * size
-            self._bar = tqdm(total=total, initial=begun, unit="img", desc=self.plan.label)
+            initial = (self.global_step - 1) * size
+            self._bar = tqdm(total=total, initial=initial, unit="img", desc=self.plan.label)
         self._bar.update(size)
         if "loss" in self.logger.means:
             epoch = f"epoch {self.progress.epoch + 1}/{self.plan.epochs}"
-            self._bar.set_postfix_str(f"{epoch}, {self._shown()}", refresh=False)
+            self._bar.set_postfix_str(f"{epoch}, {self._summary()}", refresh=False)
 
     def close(self) -> None:
-        """End the progress bar."""
+        """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def _tuples(value):
-    """Lists as tuples, all the way down: what `random.setstate` wants."""
+    """Return nested lists as tuples, as `random.setstate` requires."""
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""The graph that a run trains: its networks, their weights, how they are run."""
+"""The graph that a run trains: its networks, their weights and how they run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,10 +19,11 @@ from utils import UserError, log
 def build_graph(
     objective: Objective, sources: Sources, options: NetworkOptions
 ) -> tuple[TaskGraph, list[str]]:
-    """The graph with all weights loaded, and the perceptual losses that it can serve.
+    """Return the graph with all weights loaded, and the perceptual losses it can compute.
 
-    Where the ImageNet network's weights can't be had, its losses are left out, with a
-    warning, or with `strict` a UserError is raised.
+    If the ImageNet network's weights are not available, logs an error and leaves out its
+    losses, or raises UserError with `strict`. Raises UserError if another network's checkpoint
+    is missing or does not fit.
     """
     config, target = objective.config, objective.transfer.edge
     losses = list(objective.perceptual)
@@ -48,18 +49,18 @@ def build_graph(
 
 
 def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:
-    """All losses that a run computes: win rates compare each with its yardstick."""
+    """Return all losses that a run computes. With win rates, these include the yardsticks."""
     return ["mae", *perceptual, *(yardstick_of(name) for name in perceptual if by_win_rate)]
 
 
 def _without(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[str], list[str]]:
-    """The losses that do not use the edge, and those that do."""
+    """Return the losses that do not use the edge, and those that do."""
     left_out = [name for name in losses if edge in edges_of(paths_for(config, [name]))]
     return [name for name in losses if name not in left_out], left_out
 
 
 def prepare_graph(graph: TaskGraph, compute: ComputeOptions, device: torch.device) -> TaskGraph:
-    """The graph on its device, its networks as the options want them."""
+    """Return the graph on the device, set up as the options say."""
     graph = graph.to(device)
     if compute.channels_last:
         graph = graph.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What `train.py` can be asked for, by owner, and whether it makes sense together."""
+"""The options of `train.py` by topic, the objective they name, and checks of both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -154,7 +154,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """All that a run is asked for. `config` names a configuration or a transfer."""
+    """All options of a run. `config` names a configuration or a transfer."""
 
     config: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
@@ -164,14 +164,14 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
 
     def flags(self) -> dict:
-        """The options as flags, {name: value}."""
+        """Return the options as flags, {name: value}."""
         groups = (self.data, self.networks, self.losses, self.compute, self.run)
         flat = {name: value for group in groups for name, value in asdict(group).items()}
         return {"config": self.config} | flat
 
     @classmethod
     def from_flags(cls, flags: Mapping) -> "Options":
-        """The options that `flags()` gave."""
+        """Return the options whose `flags()` are given."""
         groups = {}
         for name, group in cls.__annotations__.items():
             if name != "config":
@@ -179,15 +179,16 @@ class Options:
         return cls(flags["config"], **groups)
 
 
-# ---- what is trained ----------------------------------------------------------------
+# ---- objective ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a configuration or a transfer trains, and on which losses.
+    """The network that a configuration or a transfer trains, and its losses.
 
-    `row` is the transfer that was named, None for a configuration; `perceptual` are the
-    perceptual losses that were asked for.
+    `row` is the named transfer, or None for a configuration. `perceptual` are the requested
+    perceptual losses. `by_win_rate` tells whether win rates choose among them. `init` is
+    "baseline", "scratch" or the path of a checkpoint.
     """
 
     name: str
@@ -199,17 +200,17 @@ class Objective:
 
     @property
     def transfer(self) -> Transfer:
-        """The row of the network that trains."""
+        """The row of the transfer table for the network that trains."""
         return TRANSFERS[self.config["paths"]["n(x)"]]
 
     @property
     def squared(self) -> bool:
-        """Whether the error is squared: between other domains than rgb, as published."""
+        """Whether errors are squared: for transfers from domains other than rgb, as published."""
         return self.row is not None and self.row.source != "rgb"
 
 
 def objective_of(options: Options) -> Objective:
-    """The objective that the options name. Raises UserError where there is none such."""
+    """Return the objective that the options name. Raises UserError if there is none."""
     config = find_config(options.config)
     assert options.config is not None  # find_config raises
     row = transfer_by_name(options.config)
@@ -225,7 +226,10 @@ def objective_of(options: Options) -> Objective:
 
 
 def find_config(name: str | None) -> Mapping:
-    """The energy configuration, or the direct one of a transfer."""
+    """Return the energy configuration of that name, or a transfer's ground-truth-only one.
+
+    Raises UserError if `name` is None, unknown or cannot be trained.
+    """
     trainable = [n for n, c in energy_configs.items() if "mae" in c["losses"]]
     rows = [row.name for row in TRANSFERS.values() if row.trainable]
     if name is None:
@@ -249,19 +253,22 @@ def find_config(name: str | None) -> Mapping:
 
 
 def restricted(config: Mapping, perceptual: Sequence[str] | None) -> list[str]:
-    """The configuration's perceptual losses, or those of them that were named."""
+    """Return the configuration's perceptual losses, or only those in `perceptual`.
+
+    Raises UserError if the configuration has no such loss.
+    """
     known = {loss_name(name): name for name in perceptual_losses(config)}
-    wanted = [loss_name(name) for name in perceptual or known]
-    for name in wanted:
+    selected = [loss_name(name) for name in perceptual or known]
+    for name in selected:
         if name not in known:
             raise UserError(
                 f"no perceptual loss {name}{nearest(name, known)} (there are: {', '.join(known)})"
             )
-    return [full for name, full in known.items() if name in wanted]
+    return [full for name, full in known.items() if name in selected]
 
 
 def checked_k(k: int | None, losses: Sequence[str], mode: str) -> int:
-    """The number of perceptual losses in use at a time. Raises UserError where k cannot be."""
+    """Return the number of perceptual losses in use at a time. Raises UserError for a bad `k`."""
     if mode == "standard":
         if k not in (None, len(losses)):
             raise UserError(f"`mode` standard uses all {len(losses)} perceptual losses: no `k`")
@@ -274,11 +281,11 @@ def checked_k(k: int | None, losses: Sequence[str], mode: str) -> int:
     return k
 
 
-# ---- whether it makes sense ---------------------------------------------------------
+# ---- checks -------------------------------------------------------------------------
 
 
 def check_options(options: Options, objective: Objective) -> None:
-    """Raise UserError for options that exclude each other or have no such value."""
+    """Raise UserError for invalid values and for options that exclude each other."""
     data, losses, compute, run = options.data, options.losses, options.compute, options.run
     check_one_of("mode", losses.mode, ("winrate", "standard"))
     check_one_of("schedule", run.schedule or "constant", ("constant", "cosine"))
@@ -302,8 +309,8 @@ def _check_losses(losses: LossOptions, objective: Objective) -> None:
         raise UserError("`mode` standard uses all perceptual losses: no `random_select`")
     if losses.mode == "standard" and losses.balance_every > 1:
         raise UserError("`mode` standard balances nothing: no `balance_every`")
-    none = not checked_k(losses.k, objective.perceptual, losses.mode)
-    if none and (losses.compare_direct or losses.random_select or losses.winrate):
+    direct_alone = not checked_k(losses.k, objective.perceptual, losses.mode)
+    if direct_alone and (losses.compare_direct or losses.random_select or losses.winrate):
         raise UserError(
             "without perceptual losses there is nothing for `compare_direct`, `random_select` "
             "or `winrate` to do"

@@ -1,4 +1,4 @@
-"""What a run writes into its folder: record, log, pictures, networks, states."""
+"""The files of a run's folder: record, log, pictures, checkpoints and states."""
 
 import math
 from collections.abc import Mapping
@@ -16,15 +16,17 @@ from training.run_folder import write_record
 from training.states import load_state, save_state
 from transfers import Scale
 
-MADE_BY = "command", "config", "seed", "epochs", "steps_per_epoch", "lr"  # of a checkpoint
+# The entries of run.json that each checkpoint records too.
+MADE_BY = "command", "config", "seed", "epochs", "steps_per_epoch", "lr"
 
 
 class RunOutput:
-    """The folder of a run and all that goes there. Only the first rank writes.
+    """The folder of a run, and all that is written there. Only the first rank writes,
+    except in `keep_for_replay`.
 
-    `columns` are those of the closing table so far, `training` is the state of the phase
-    under way, `start` the weights that the comparison without consistency starts from. A
-    run that goes on has them from its last state; `resumed` tells whether there was one.
+    `columns` are the columns of the closing table so far. `training` is the trainer's state in
+    the current phase, or None. `start` holds the initial weights, if a comparison needs them. A
+    resumed run loads all three from its last state; `resumed` tells whether it had one.
     """
 
     def __init__(
@@ -63,9 +65,9 @@ class RunOutput:
             self._pictures = Pictures(config, realities, graph, self.logger, folder)
 
     def begin(self, before: dict[str, float], keep_start: bool) -> None:
-        """Take the table's first column, draw the pictures of the start, save the first state.
+        """Store the table's first column, draw the first pictures and save the first state.
 
-        `keep_start` keeps the weights for a comparison from the same start.
+        `keep_start` keeps the initial weights, for a comparison that starts from them too.
         """
         self.columns["before"] = before
         if keep_start:
@@ -76,11 +78,11 @@ class RunOutput:
         self.save_state(0)
 
     def end_phase(self, column: str, measured: dict[str, float]) -> None:
-        """Take the table's column of a phase of training that is over."""
+        """Store the closing table's column of a finished phase."""
         self.columns[column], self.training = measured, None
 
     def save_state(self, number: int) -> None:
-        """Save a state to go on from, called by `number` (rising)."""
+        """Save a state from which the run can resume. `number` must increase from call to call."""
         if self.ranks.first:
             bad = {name: reality.bad.state_dict() for name, reality in self.realities.items()}
             save_state(self.folder, number, {
@@ -89,7 +91,7 @@ class RunOutput:
             })  # fmt: skip
 
     def save_epoch(self, trainer: Trainer, checkpoint: Path, scale: Scale) -> None:
-        """Save the network, as the best one too where it is, and draw the pictures."""
+        """Save the network, also as the best if it improved, and draw the pictures."""
         if self.ranks.first:
             network = trainer.graph.target
             save_network(checkpoint, network, scale, **self.made_by)
@@ -101,11 +103,14 @@ class RunOutput:
 
     @property
     def made_by(self) -> dict:
-        """What a checkpoint of this run records."""
+        """How the network was made, for its checkpoint."""
         return {key: self.record[key] for key in MADE_BY}
 
     def keep_for_replay(self, error: NotFinite, trainer: Trainer) -> str:
-        """Save what a step that went wrong was to train on; returns the sentence that says so."""
+        """Save the batch and the weights of a step that failed, so that it can be replayed.
+
+        Returns the error message. Each rank writes its own batch.
+        """
         ranks, dataset = self.ranks, self.realities["train"].dataset
         file = self.folder / f"not_finite{f'_{ranks.rank}' if ranks.count > 1 else ''}.pt"
         save_atomically(file, {
@@ -123,5 +128,5 @@ class RunOutput:
         )
 
     def save_table(self) -> None:
-        """Write the closing table's numbers."""
+        """Write the closing table to evaluation.json."""
         write_json(self.folder / "evaluation.json", self.columns)

@@ -1,4 +1,4 @@
-"""The pictures of a run: what each path gives on a few fixed views, side by side."""
+"""The pictures of a run: the outputs of all paths on a few fixed views, side by side."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ from pictures import error_map, in_order, montage
 from task_configs import TASKS
 from utils import log
 
-ROWS = 8  # views of each reality
+ROWS = 8  # views from each reality
 
 
 class Pictures:
-    """Draws the plots of a configuration, on the same views every time.
+    """Draws the plots of a configuration, always on the same views.
 
-    Realities that a plot names and the run lacks, and paths whose networks the run has
-    not loaded, are left out; one line says which.
+    Leaves out realities that the run does not have, and logs them. Also leaves out paths
+    whose ground truth or networks are not loaded.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Pictures:
         self.plots = {}
         for name, plot in config["plots"].items():
             shown = [r for r in plot["realities"] if r in realities] or ["val"]
-            lacking = [r for r in plot["realities"] if r not in realities]
-            if lacking:
+            missing = [r for r in plot["realities"] if r not in realities]
+            if missing:
                 log.info(
                     "pictures: no reality %s in this run; showing %s",
-                    ", ".join(lacking), ", ".join(shown),
+                    ", ".join(missing), ", ".join(shown),
                 )  # fmt: skip
             batch = _fixed_views([realities[reality] for reality in shown])
             paths = {p: config["paths"][p] for p in plot["paths"]}
@@ -57,7 +57,10 @@ class Pictures:
 
     @torch.no_grad()
     def draw(self, graph: TaskGraph, moment: str, name: str) -> None:
-        """Draw all plots: PNGs called by `name`, Visdom windows by `moment` ("start" or "")."""
+        """Draw all plots as PNG files and Visdom windows.
+
+        File names begin with `name`, window names with `moment` ("start" or "").
+        """
         graph.eval()
         for number, (title, (batch, paths, cell)) in enumerate(self.plots.items()):
             values = graph.sample(paths, batch)
@@ -71,15 +74,15 @@ class Pictures:
         target = TASKS[self.config["paths"]["y^"][-1]]
         mask = target.mask(values["y^"])
         if target.name == "reshading" and "depth_zbuffer" in batch:
-            # holes are darkness in reshading, which a dark pixel can be too
+            # reshading marks holes as black, but a valid pixel can be black too
             mask = TASKS["depth_zbuffer"].mask(batch["depth_zbuffer"])
         return error_map(values["n(x)"], values["y^"], mask, target.variance)
 
 
 def _fixed_views(realities: list[Reality]) -> dict[str, Tensor]:
-    """A batch of evenly spaced views, not augmented, of each reality in turn.
+    """Return a batch of evenly spaced views from each reality, without augmentation.
 
-    It holds the domains that all of the realities read.
+    The batch holds the domains that all of the realities read.
     """
     batches = [reality.sample(ROWS) for reality in realities]
     common = [name for name in batches[0] if all(name in batch for batch in batches)]

@@ -1,4 +1,4 @@
-"""A run's folder: its name, the record of what the run was asked for, finding it again."""
+"""A run's folder: making it, recording the run's options in it, and finding it again."""
 
 import time
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from files import read_json, write_json
 from training.options import Options
 from utils import UserError
 
-# What a resumed run may be asked for differently: it changes no result.
+# Options that a resumed run may change, because they do not affect the results.
 FREE = {"resume", "results_dir", "visdom_server", "visdom_port", "num_workers", "quiet",
         "save_every"}  # fmt: skip
 
 
 def new_folder(results_dir: Path, name: str) -> Path:
-    """A new folder {name}_{time} in `results_dir`."""
+    """Make and return a new folder {name}_{time} in `results_dir`. Raises UserError on failure."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1000):
         folder = results_dir / f"{name}_{stamp}{f'-{number}' if number else ''}"
@@ -29,7 +29,10 @@ def new_folder(results_dir: Path, name: str) -> Path:
 
 
 def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path:
-    """The folder of the run to go on with: the one named, or the last of that name."""
+    """Return the folder of the run to resume: `resume` if it is a path, else the last of `name`.
+
+    Raises UserError if there is no such run, or if neither is given.
+    """
     if isinstance(resume, str):
         if not (Path(resume) / "run.json").is_file():
             raise UserError(f"`resume` {resume}: no run's folder (there is no run.json in it)")
@@ -45,11 +48,12 @@ def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path
 
 
 def recorded_options(folder: Path, options: Options, processes: int) -> Options:
-    """The options of the run in a folder, with what `options` may change of them.
+    """Return the recorded options of the run in `folder`, with the changes in `options`.
 
-    Raises UserError where they ask for something else than the run had.
+    Only options in FREE, and sometimes `max_epochs`, may change. Raises UserError for any
+    other change, for another number of processes, or if the run cannot be resumed.
     """
-    asked = options.flags()
+    requested = options.flags()
     recorded = read_json(folder / "run.json")
     if "arguments" not in recorded:
         raise UserError(f"{folder} was made by a version that could not go on with a run")
@@ -59,12 +63,13 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
             f"and goes on with as many, not {processes}: each takes its share of a batch"
         )
     flags = dict(recorded["arguments"])
-    # A decay spans the epochs asked for, and a comparison is of as many epochs.
-    longer = recorded["schedule"] == "constant" and not flags["compare_direct"]
-    free = FREE | ({"max_epochs"} if longer else set())
+    # The cosine schedule depends on the number of epochs, and both phases of a comparison
+    # must have the same number.
+    may_extend = recorded["schedule"] == "constant" and not flags["compare_direct"]
+    free = FREE | ({"max_epochs"} if may_extend else set())
     for name, default in Options().flags().items():
-        value, before = asked[name], flags.get(name, default)
-        if value == default:
+        value, before = requested[name], flags.get(name, default)
+        if value == default:  # counts as not given
             value = before
         elif value != before and name not in free:
             raise UserError(
@@ -76,9 +81,9 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
 
 
 def write_record(folder: Path, record: Mapping) -> dict:
-    """Write run.json and return it; a run that goes on keeps the command it was begun with."""
+    """Write run.json and return its content. A resumed run keeps its original command."""
     file = folder / "run.json"
-    begun = {"command": read_json(file)["command"]} if file.exists() else {}
-    kept = {**record, **begun}
-    write_json(file, kept)
-    return kept
+    original = {"command": read_json(file)["command"]} if file.exists() else {}
+    written = {**record, **original}
+    write_json(file, written)
+    return written

@@ -1,4 +1,4 @@
-"""States of a run, from which it goes on: written whole, checked when they are read."""
+"""The saved states from which a run resumes: written atomically, checked on reading."""
 
 import zipfile
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ import torch
 from models import NO_CHECKPOINT, check_memory, save_atomically
 from utils import UserError, log, reason_of
 
-KEPT = 2  # states
+KEPT = 2  # the number of states kept in a folder
 
 
 def save_state(folder: Path, number: int, state: Mapping) -> None:
-    """Write a state, called by `number` (rising), and drop all but the last two.
+    """Write a state and delete all but the last two. `number` must increase from call to call.
 
-    Raises UserError where it cannot be written; those before it are as they were.
+    Raises UserError if the state cannot be written; earlier states then stay.
     """
     try:
         save_atomically(folder / f"state_{number:09d}.pt", dict(state))
@@ -27,11 +27,11 @@ def save_state(folder: Path, number: int, state: Mapping) -> None:
 
 
 def load_state(folder: Path) -> dict | None:
-    """The last state that can be read, None where there is none yet; logs which.
+    """Return the last readable state, or None if there is no state yet. Logs its name.
 
-    Newer ones that cannot be read are renamed, lest they count as states. What a killed
-    run left half-written is removed. Raises UserError where no state can be read though
-    there are some.
+    Renames newer states that cannot be read, so that they no longer count as states. Removes
+    half-written files of a killed run. Raises UserError if there are states but none can be
+    read.
     """
     files, broken = _states(folder), []
     for file in reversed(files):
@@ -53,18 +53,18 @@ def load_state(folder: Path) -> dict | None:
 
 
 def _tidy(folder: Path, broken: list[Path]) -> None:
-    """Rename what cannot be read; remove what a killed run left half-written."""
+    """Rename the unreadable states in `broken`; remove half-written files of a killed run."""
     try:
         for file in broken:
             file.rename(file.with_name(f"unreadable_{file.name}"))
-        for left in folder.glob(".*.*.*"):  # as write_atomically calls them
-            left.unlink()
+        for temporary in folder.glob(".*.*.*"):  # the names that write_atomically gives
+            temporary.unlink()
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
 
 def _read_state(file: Path) -> dict:
-    """A state, all of it as it was written: torch itself does not look at the checksums."""
+    """Return a state after verifying its checksums, which torch does not check itself."""
     with zipfile.ZipFile(file) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} in it is damaged")

@@ -1,10 +1,10 @@
-"""One training step's losses and gradients, with nothing computed twice.
+"""The losses, gradients and update of one training step, with nothing computed twice.
 
-The target network's prediction is computed once, and each loss is taken back through its
-frozen networks to the prediction on its own, so that only one loss's activations are in
-memory at a time. What reaches the prediction is then taken back through the target
-network: once a loss where the sizes of gradients are to be balanced, once for all where
-the weights are known.
+The target network computes the prediction once. Each loss is then differentiated on its own,
+through its frozen networks, down to the prediction. Only one loss's activations are in memory
+at a time. The second half of the backward pass goes through the target network. If gradient
+sizes must be measured, it runs once for each loss. If the weights are known, it runs once for
+the weighted sum.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ from utils import UserError
 
 @dataclass
 class Losses:
-    """A batch's losses, up to the prediction.
+    """The losses of a batch, differentiated down to the prediction.
 
-    `prediction` is n(x) (B, C, H, W) with its graph, `values` the scalar losses without
-    theirs, `to_prediction` each loss's gradient at the prediction.
+    `prediction` is n(x) (B, C, H, W) with its autograd graph. `values` are the scalar losses,
+    detached. `to_prediction` is the gradient (B, C, H, W) of each loss at the prediction.
     """
 
     prediction: Tensor
@@ -34,7 +34,7 @@ class Losses:
     to_prediction: dict[str, Tensor] = field(default_factory=dict)
 
     def gradients(self, parameters: Sequence[nn.Parameter]) -> Iterator[tuple[str, list[Tensor]]]:
-        """Each loss's gradient at the target network's parameters, in turn; once only."""
+        """Yield the name and parameter gradient of each loss. Frees the graph: call once."""
         for position, (name, cotangent) in enumerate(self.to_prediction.items(), start=1):
             last = position == len(self.to_prediction)
             yield name, self._back(parameters, cotangent, retain_graph=not last)
@@ -42,17 +42,17 @@ class Losses:
     def weighted_gradient(
         self, parameters: Sequence[nn.Parameter], weights: Mapping[str, Tensor | float]
     ) -> list[Tensor]:
-        """The gradient of the weighted sum, by a single pass; once only."""
+        """Return the gradient of the weighted sum, by one pass. Frees the graph: call once."""
         parts = [weights[name] * cotangent for name, cotangent in self.to_prediction.items()]
         return self._back(parameters, torch.stack(parts).sum(0))
 
     def _back(
         self, parameters: Sequence[nn.Parameter], cotangent: Tensor, **kwargs
     ) -> list[Tensor]:
-        found = torch.autograd.grad(
+        gradient = torch.autograd.grad(
             self.prediction, parameters, cotangent, materialize_grads=True, **kwargs
         )
-        return list(found)
+        return list(gradient)
 
 
 def losses_of(
@@ -63,46 +63,51 @@ def losses_of(
     squared: bool = False,
     labels: LabelCache | None = None,
 ) -> Losses:
-    """The named losses of a batch {task: (B, C, S, S)}, and their gradients at n(x).
+    """Return the named losses of a batch {task: (B, C, S, S)}, and their gradients at n(x).
 
-    `labels` caches the frozen networks' outputs on ground truths.
+    `labels` caches the frozen networks' outputs on ground truths. Raises UserError if a path
+    uses the target network after its first step.
     """
-    path = tuple(config["paths"]["n(x)"])
-    prediction = graph.sample({"n(x)": path}, batch)["n(x)"]
+    prediction_path = tuple(config["paths"]["n(x)"])
+    prediction = graph.sample({"n(x)": prediction_path}, batch)["n(x)"]
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     leaf = prediction.detach().requires_grad_()
-    found = Losses(prediction)
-    for group in _sharing(config, names, path):
+    result = Losses(prediction)
+    for group in _group_by_shared_values(config, names, prediction_path):
         paths = paths_for(config, group)
-        known = {path: leaf}
+        known = {prediction_path: leaf}
         if labels is not None:
-            truths = {name: p for name, p in paths.items() if p[: len(path)] != path}
+            truths = {
+                name: p for name, p in paths.items() if p[: len(prediction_path)] != prediction_path
+            }
             known |= labels.values(graph, truths, batch)
         values = graph.sample(paths, batch, known)
         losses = evaluate_losses(config, group, values, squared=squared)
         for position, (name, loss) in enumerate(losses.items(), start=1):
-            found.values[name] = loss.detach().mean()
-            (found.to_prediction[name],) = torch.autograd.grad(
+            result.values[name] = loss.detach().mean()
+            (result.to_prediction[name],) = torch.autograd.grad(
                 loss.mean(), leaf, retain_graph=position < len(losses)
             )
-    return found
+    return result
 
 
-def _sharing(config: Mapping, names: Sequence[str], prediction: Path) -> list[list[str]]:
-    """The losses in groups, such that losses of two groups share no value beyond n(x)."""
+def _group_by_shared_values(
+    config: Mapping, names: Sequence[str], prediction: Path
+) -> list[list[str]]:
+    """Return the losses in groups. Different groups share no network output except n(x)."""
     groups: list[tuple[set[Path], list[str]]] = []
     for name in names:
-        beyond = set()
+        outputs = set()  # the network outputs that the loss uses, each as a prefix
         for pair in loss_pairs(config, name):
             for path in (tuple(config["paths"][p]) for p in pair):
                 _check_start(path, prediction)
-                beyond |= {path[:i] for i in range(2, len(path) + 1)} - {prediction}
+                outputs |= {path[:i] for i in range(2, len(path) + 1)} - {prediction}
         members = [name]
-        for group in [g for g in groups if g[0] & beyond]:
+        for group in [g for g in groups if g[0] & outputs]:
             groups.remove(group)
-            beyond |= group[0]
+            outputs |= group[0]
             members = group[1] + members
-        groups.append((beyond, members))
+        groups.append((outputs, members))
     return [members for _, members in groups]
 
 
@@ -119,10 +124,10 @@ def _check_start(path: Path, prediction: Path) -> None:
 class Step:
     """Computes the target network's gradients and takes the optimiser's step.
 
-    `mode` "winrate" weighs the losses by the sizes of their gradients, measured every
-    `balance_every` steps, "standard" adds them. No value is read by the host: a loss or
-    gradient that is not finite raises `found_bad`, which stops all later updates on the
-    device, until someone looks (`bad`).
+    `mode` "winrate" weighs the losses by the sizes of their gradients, which are measured every
+    `balance_every` steps; "standard" adds the losses. The host reads no value during a step. A
+    loss or gradient that is not finite sets the flag `bad` on the device. That step and all
+    later ones then leave the network unchanged.
     """
 
     graph: TaskGraph
@@ -143,7 +148,7 @@ class Step:
         self.bad = torch.zeros((), device=self.device)
 
     def __call__(self, batch: Batch, chosen: Sequence[str]) -> dict[str, Tensor]:
-        """Train on a batch. Returns the scalar losses, "loss" being their weighted sum."""
+        """Train on a batch. Returns the scalar losses by name; "loss" is their weighted sum."""
         names = ["mae", *chosen]
         with numerical_precision(self.device, self.precision):
             losses = losses_of(self.graph, self.config, names, batch, self.squared, self.labels)
@@ -155,7 +160,7 @@ class Step:
         return {"loss": total, **values}
 
     def _gradient(self, losses: Losses, names: list[str]) -> tuple[list[Tensor], Tensor]:
-        """The step's gradient, and a size that is finite if and only if it is."""
+        """Return the step's gradient, and a scalar that is finite exactly when it is."""
         if self.mode == "standard":
             self.weights = dict.fromkeys(names, torch.ones((), device=self.device))
         elif list(self.weights) != names or self.age >= self.balance_every:
@@ -172,7 +177,8 @@ class Step:
         for parameter, g in zip(self.parameters, gradient, strict=True):
             parameter.grad = g
         self.bad = torch.maximum(self.bad, (~torch.isfinite(size)).float())
-        # What AMP's scaler sets: the fused optimiser skips the update where it is not 0.
+        # AMP's scaler sets the same attributes. The fused optimiser skips the update if
+        # found_inf is not 0.
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()

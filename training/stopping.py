@@ -1,4 +1,4 @@
-"""How a run is stopped: signals, and the exceptions that end its loop."""
+"""Stopping a run by a signal, and the exception that ends its loop."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and has saved its state. `signal` says by which one."""
+    """Training has saved its state and stops because of the signal number `signal`."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -15,7 +15,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Which of SIGTERM and SIGINT has come: calling it tells, 0 for none."""
+    """Remembers SIGTERM or SIGINT. A call returns the number of the signal, or 0 for none."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -26,17 +26,17 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Signals that would end the process set the flag first; a second one ends it at once."""
+    """In the block, a first SIGTERM or SIGINT only sets the flag; a second ends the process."""
     stop, process = Stop(), os.getpid()
 
     def handle(number: int, frame: object) -> None:
-        if os.getpid() != process:  # a loading process: it ends with this one
+        if os.getpid() != process:  # a loading process, which ends with the main one
             return
         if stop():
             os._exit(128 + number)
         stop.signal = number
         name = signal.Signals(number).name
-        # not print: the signal may have come while something prints
+        # os.write, because print is not safe if the signal interrupts another print
         os.write(2, f"\n{name}: finishing the step and saving (again: quit at once)\n".encode())
 
     numbers = signal.SIGTERM, signal.SIGINT
