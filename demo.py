@@ -66,8 +66,6 @@ def main(
     if task is None:
         raise UserError(f"`task` is {' or '.join(TARGETS)}")
     check_one_of("task", task, tuple(TARGETS))
-    if img_path is None:
-        raise UserError("`img_path` names an image, or a folder of images")
     check_positive(batch_size=batch_size)
     check_precision(precision)
     images = ImageFiles(img_path)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms import functional as TF
+from torchvision.utils import make_grid
 
 from files import write_atomically
 from loading.photographs import MARK
@@ -57,19 +58,19 @@ def montage(columns: Mapping[str, Tensor], cell: int = 256) -> Image.Image:
     """
     cells = [_cells(values, cell) for values in columns.values()]
     rows = max(len(column) for column in cells)
-    height, width = cells[0].shape[-2:]
-    header = max(18, cell // 10)
-    picture = Image.new(
-        "RGB",
-        (len(cells) * (width + PADDING) + PADDING, header + rows * (height + PADDING) + PADDING),
-    )
+    black = torch.zeros_like(cells[0][0])
+    flat = [column[y] if y < len(column) else black for y in range(rows) for column in cells]
+    # the black one more keeps a single cell from losing its padding
+    grid = make_grid([*flat, black], nrow=len(cells), padding=PADDING)
+    width, header = cells[0].shape[-1], max(18, cell // 10)
+    below = rows * (cells[0].shape[-2] + PADDING) + PADDING
+    picture = Image.new("RGB", (len(cells) * (width + PADDING) + PADDING, header + below))
+    picture.paste(to_image(grid[:, :below, : picture.width]), (0, header))
     draw = ImageDraw.Draw(picture)
-    for x, (name, column) in enumerate(zip(columns, cells, strict=True)):
-        left = PADDING + x * (width + PADDING)
+    for x, name in enumerate(columns):
+        middle = PADDING + x * (width + PADDING) + width / 2
         font = _font(name, width, header)
-        draw.text((left + width / 2, header / 2), name, fill="white", font=font, anchor="mm")
-        for y, values in enumerate(column):
-            picture.paste(to_image(values), (left, header + PADDING + y * (height + PADDING)))
+        draw.text((middle, header / 2), name, fill="white", font=font, anchor="mm")
     return picture
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from utils import UserError
+from utils import UserError, reason_of
 
 # Limit of the unpacked size: archive size × LARGEST_RATIO + ALWAYS_ALLOWED bytes. Images and
 # weights hardly compress, so an archive that exceeds it is a decompression bomb.
@@ -55,11 +55,10 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary / name, target)
         return len(names)
+    except UserError:
+        raise
     except BROKEN as error:
-        # tarfile lists in further lines why each compression method failed: keep the first line
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = reason.partition("\n")[0].removesuffix(":")
-        raise UserError(f"cannot unpack {archive}: {reason}") from None
+        raise UserError(f"cannot unpack {archive}: {reason_of(error).removesuffix(':')}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

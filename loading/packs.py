@@ -1,6 +1,5 @@
 """Reading of packs, i.e. packed data sets. `python -m scripts.pack` writes them."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from files import read_json
 from task_configs import ImageTask
 from utils import UserError
 
@@ -34,15 +34,15 @@ class Pack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads((folder / PACK_INDEX).read_text())
+            index = read_json(folder / PACK_INDEX)
             version = index["version"]
             if version == PACK_VERSION:
                 self.image_size: int = index["image_size"]
                 self.encodings: dict[str, str] = index["tasks"]
                 self._rows = {tuple(view): row for row, view in enumerate(index["views"])}
-        except OSError as error:
-            raise UserError(f"cannot read {folder / PACK_INDEX}: {error.strerror}") from None
-        except (ValueError, TypeError, LookupError):
+        except UserError as error:
+            raise UserError(f"{error}; {REPACK}") from None
+        except (TypeError, LookupError):
             raise UserError(f"{folder / PACK_INDEX} is no index of a pack; {REPACK}") from None
         if version != PACK_VERSION:
             raise UserError(

@@ -1,9 +1,9 @@
 """Assignment of buildings to training, validation and test."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from files import read_json
 from loading.layouts import LAYOUTS, Place, find_places
 from utils import ROOT, UserError, log
 
@@ -57,11 +57,9 @@ def _folders_split(places: Sequence[Place]) -> dict[str, list[str]]:
 def read_split(path: Path) -> dict[str, list[str]]:
     """Read a split file as {"train": …, "val": …}. Raises UserError if it is not one."""
     try:
-        read = json.loads(path.read_text())
-        parts = {name.removesuffix("_buildings"): list(read[name]) for name in read}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, RecursionError):
+        split = read_json(path)
+        parts = {name.removesuffix("_buildings"): list(split[name]) for name in split}
+    except TypeError:
         parts = {}
     if not {"train", "val"} <= set(parts):
         raise UserError(f"{path} should be JSON with train_buildings and val_buildings")

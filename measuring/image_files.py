@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from loading.photographs import find_images, read_batches, unique_names
-from utils import evenly_spaced, log
+from utils import UserError, evenly_spaced, log
 
 Read = tuple[Path, tuple[Tensor, ...]]  # an image file and the tensors read from it
 
@@ -19,7 +19,9 @@ class ImageFiles:
     no images.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | None) -> None:
+        if path is None:
+            raise UserError("`img_path` names an image, or a folder of images")
         self.paths, skipped = find_images(path)
         self.failed: list[Path] = []
         for text in skipped:

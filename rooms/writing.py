@@ -1,6 +1,5 @@
 """Writing of the embedded data set: procedural rooms in Taskonomy's layout and encodings."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,7 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def split_buildings() -> list[str]:
     """Return all buildings of ``config/split_rooms.txt``: train, val, test."""
-    split = json.loads(SPLIT_FILE.read_text())
+    split = read_json(SPLIT_FILE)
     return [name for part in split.values() for name in part]
 
 

@@ -32,7 +32,7 @@ from measuring.options import NetworkOptions
 from pictures import write_png
 from sources import settle_measuring
 from transfers import FULL_SIZE
-from utils import UserError, check_positive, command_line, folding_flags, read_job
+from utils import check_positive, command_line, folding_flags, read_job
 
 
 @folding_flags
@@ -58,16 +58,14 @@ def main(
         output_path: the folder for the results (default: results/energy_map).
         per_path: draw the disagreement through each domain too.
         white: the energy that is drawn white, so that pictures compare (default: the 99 %
-            quantile of each image's own, which is printed).
+            quantile of each image's own, printed).
         statistics: the save_dir of a labelled run of scripts.energy_calc: each domain's
             disagreement is standardised by it before the mean, as the energy of images is.
     """
-    if img_path is None:
-        raise UserError("`img_path` names an image, or a folder of images")
+    images = ImageFiles(img_path)
     check_positive(batch_size=networks.batch_size, white=white)
     check_precision(networks.precision)
     reference = read_statistics(Path(statistics)) if statistics else None
-    images = ImageFiles(img_path)
     folder = make_folder(Path(output_path or read_job().results_dir / "energy_map"))
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False

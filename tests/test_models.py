@@ -177,3 +177,18 @@ def test_weights_that_would_fill_the_memory_are_refused(tmp_path, network):
             packed.writestr(entry.filename, source.read(entry))
     with pytest.raises(UserError, match="packed.pth.* would unpack to 4"):
         read_weights(tmp_path / "packed.pth")
+
+
+def test_too_little_memory_is_not_a_broken_checkpoint(tmp_path, network, monkeypatch):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"),
+    ):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(torch, "load", fail)
+        with pytest.raises(UserError, match="not enough memory to read .*a.pth"):
+            read_weights(tmp_path / "a.pth")

@@ -178,7 +178,7 @@ def edit(**values):
         (edit(views=[["", "agate", "point_0_view_0"]]), "does not fit pack.json beside it"),
         (edit(version=7), "is a pack of version 7, not of 1; make it anew"),
         (edit(views=3), "pack.json is no index of a pack; make it anew"),
-        (lambda folder: (folder / "pack.json").write_text("{"), "is no index of a pack"),
+        (lambda folder: (folder / "pack.json").write_text("{"), "pack.json is not a JSON object"),
         (edit(tasks={"rgb": "identity()"}), "has no normal (it has: rgb); make it anew"),
         (edit(tasks={"rgb": "identity()", "normal": "blur(maximum=1)"}), "transform blur(maximum"),
     ],
