@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from devices import check_precision, choose_device, default_forward_batch, forward_only
+from devices import choose_device, default_forward_batch
 from loading.photographs import open_image
 from measuring.image_files import ImageFiles
 from measuring.prediction import (
@@ -22,6 +22,7 @@ from measuring.prediction import (
     side_by_side,
 )
 from pictures import to_image, write_png
+from precision import check_precision, forward_only
 from utils import UserError, check_one_of, check_positive, command_line, read_job
 
 __all__ = ["main", "predict"]

@@ -1,4 +1,4 @@
-"""Device, numerical precision, compilation and distributed training.
+"""Device, compilation and distributed training.
 
 `torchrun` starts the processes ("ranks") of distributed training, on one or more machines.
 Each rank computes its share of a batch. Gradients are averaged over the ranks before their
@@ -10,7 +10,7 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils import UserError, check_one_of
+from utils import UserError
 
 WAIT = datetime.timedelta(minutes=30)  # timeout; long enough for rank 0 to render the rooms
 
@@ -59,45 +59,6 @@ def _first_number(file: str, pattern: str) -> int:
     except OSError:
         return 0
     return int(match[1]) if match else 0
-
-
-# ---- precision ----------------------------------------------------------------------
-
-PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# float16 is excluded because small gradients would underflow.
-TRAINING_PRECISIONS = ("fp32", "tf32", "bf16")
-
-
-def check_precision(precision: str, known: Sequence[str] = tuple(PRECISIONS)) -> None:
-    """Raise UserError for an unknown precision."""
-    check_one_of("precision", precision, known)
-
-
-@contextmanager
-def numerical_precision(device: torch.device, precision: str = "fp32") -> Iterator[None]:
-    """Numerical precision of the forward and backward pass, one of `PRECISIONS`.
-
-    fp32 disables TensorFloat-32, to which cuDNN would otherwise round its inputs. bf16 and
-    fp16 use autocast, which keeps weights, normalisation and sums in float32.
-    """
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    previous = [backend.fp32_precision for backend in backends]
-    dtype = PRECISIONS[precision]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            yield
-    finally:
-        for backend, value in zip(backends, previous, strict=True):
-            backend.fp32_precision = value
-
-
-@contextmanager
-def forward_only(device: torch.device, precision: str = "fp32") -> Iterator[None]:
-    """Inference mode (no gradients) at the given precision, one of `PRECISIONS`."""
-    with torch.inference_mode(), numerical_precision(device, precision):
-        yield
 
 
 # ---- how networks are run -----------------------------------------------------------

@@ -17,7 +17,7 @@ import torchvision
 from datasets import Reality
 from devices import Ranks, free_memory, start_ranks, stop_ranks
 from logger import VisdomWindows
-from measuring.evaluation import measure, table
+from measuring.closing_table import measure, table
 from models import load_network, save_network
 from sources import Sources, settle
 from training.data import Part, default_steps, find_parts, make_realities, reads_of
@@ -26,6 +26,7 @@ from training.networks import build_graph, prepare_graph
 from training.options import (
     ComputeOptions,
     DataOptions,
+    Defaults,
     LossOptions,
     NetworkOptions,
     Objective,
@@ -33,6 +34,7 @@ from training.options import (
     RunOptions,
     check_options,
     checked_k,
+    defaults_for,
     objective_of,
 )
 from training.output import RunOutput
@@ -95,14 +97,14 @@ def train(
     parts = find_parts(
         reads_of(objective.config, losses, objective.by_win_rate), sources, options.data
     )
-    default_batch_size = 16 if sources.embedded else 4 if options.data.fast else 64
-    batch_size = options.run.batch_size or default_batch_size
+    defaults = defaults_for(objective, sources.embedded, options.data.fast)
+    batch_size = options.run.batch_size or defaults.batch_size
     realities = make_realities(
         parts, sources.scale.image_size, options.data, batch_size, options.run.seed, device, ranks
     )
 
     # ---- plan, folder and record of the run ----
-    plan = make_plan(options, objective, losses, sources, realities, ranks)
+    plan = make_plan(options, objective, losses, defaults, realities, ranks)
     folder = resumed or ranks.from_first(
         new_folder(results_dir(options), objective.name) if ranks.first else None
     )
@@ -213,21 +215,21 @@ def make_plan(
     options: Options,
     objective: Objective,
     losses: list[str],
-    sources: Sources,
+    defaults: Defaults,
     realities: Mapping[str, Reality],
     ranks: Ranks,
 ) -> Plan:
     """Return the training plan: the options, with defaults that depend on the data."""
-    run, embedded, train_views = options.run, sources.embedded, realities["train"]
-    rates = {"baseline": 3e-4, "scratch": 2e-3} if embedded else {"baseline": 3e-5, "scratch": 4e-4}
-    epochs = (40 if objective.row else 10) if embedded else 800
-    steps = default_steps(len(train_views.dataset), train_views.batch_size * ranks.count)
+    run, train_views = options.run, realities["train"]
+    steps = defaults.steps_per_epoch or default_steps(
+        len(train_views.dataset), train_views.batch_size * ranks.count
+    )
     return Plan(
         objective.config, losses, checked_k(options.losses.k, losses, options.losses.mode),
         mode=options.losses.mode, at_random=not objective.by_win_rate, squared=objective.squared,
-        lr=run.lr or rates.get(objective.init, rates["baseline"]),
-        schedule=run.schedule or ("cosine" if objective.row else "constant"),
-        epochs=run.max_epochs or epochs, steps_per_epoch=run.steps_per_epoch or steps,
+        lr=run.lr or defaults.lr,
+        schedule=run.schedule or defaults.schedule,
+        epochs=run.max_epochs or defaults.epochs, steps_per_epoch=run.steps_per_epoch or steps,
         seed=run.seed, balance_every=options.losses.balance_every,
         precision=options.compute.precision,
         label_bytes=label_bytes(options, train_views), save_every=run.save_every or 0,

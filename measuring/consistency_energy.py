@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import Reality, TaskDataset
-from devices import forward_only
-from energy import ENERGY_DOMAINS, evaluate_losses, get_config, paths_for, straight_loss
+from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
 from files import read_json
 from graph import TaskGraph, edges_of
 from loading.layouts import find_buildings, find_views
 from loading.photographs import open_image, square
 from loading.splits import split_buildings
+from losses import evaluate_losses
 from measuring.image_files import ImageFiles
 from measuring.statistics import Table, make_table
 from models import load_network
+from precision import forward_only
 from sources import Sources, checkpoint_names, find_variant, has_variants
 from tables import read_csv
 from task_configs import get_task

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from devices import choose_device, forward_only
+from devices import choose_device
 from loading.photographs import as_colour, open_image, square, whole
 from models import load_network, recorded_scale
 from pictures import montage
+from precision import forward_only
 from sources import DEMO_MODELS, VARIANTS, checkpoint_names, find_variant
 from transfers import FULL_SIZE, TRANSFERS, Scale
 from utils import UserError, check_one_of, read_job

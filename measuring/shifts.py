@@ -10,12 +10,12 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from datasets import Reality, TaskDataset
-from devices import forward_only
 from graph import TaskGraph
 from measuring.consistency_energy import ERROR, LABELLED, centre_square, joined, measure_batch
 from measuring.image_files import ImageFiles
 from measuring.statistics import Table, make_table, roc_auc, standardised, statistics
 from pictures import to_image
+from precision import forward_only
 
 CLEAN = ("clean", 0.0)
 Shift = tuple[str, float]  # (kind of corruption, its level)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from devices import TRAINING_PRECISIONS, check_precision, choose_device
+from devices import choose_device
 from energy import get_config
 from files import write_atomically
+from precision import TRAINING_PRECISIONS, check_precision
 from scripts.benchmarking.data import loader_table
 from scripts.benchmarking.modes import modes_table
 from scripts.benchmarking.step import (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Reality
-from devices import check_precision, choose_device
+from devices import choose_device
 from files import make_folder, write_json
 from loading.layouts import View
 from measuring.consistency_energy import (
@@ -26,6 +26,7 @@ from measuring.options import LabelledOptions, NetworkOptions
 from measuring.plots import plot_energy
 from measuring.statistics import Correlation, Table, pearson, spearman, standardised
 from measuring.statistics import statistics as statistics_of
+from precision import check_precision
 from sources import settle_measuring
 from tables import write_csv
 from transfers import Scale

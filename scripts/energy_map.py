@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from devices import check_precision, choose_device, default_forward_batch, forward_only
+from devices import choose_device, default_forward_batch
 from energy import get_config, paths_for
 from files import make_folder
 from graph import TaskGraph
@@ -30,6 +30,7 @@ from measuring.energy_maps import (
 from measuring.image_files import ImageFiles
 from measuring.options import NetworkOptions
 from pictures import write_png
+from precision import check_precision, forward_only
 from sources import settle_measuring
 from transfers import FULL_SIZE
 from utils import check_positive, command_line, folding_flags, read_job

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from devices import check_precision, choose_device
+from devices import choose_device
 from files import make_folder
 from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, labelled_views
 from measuring.image_files import ImageFiles
@@ -24,6 +24,7 @@ from measuring.shifts import (
     view_batches,
 )
 from measuring.statistics import Table
+from precision import check_precision
 from sources import settle_measuring
 from tables import text_table, write_csv
 from utils import UserError, check_positive, command_line, folding_flags, read_job

@@ -14,11 +14,11 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 import demo
-from devices import forward_only
 from loading import photographs
 from measuring import prediction
 from models import save_network
 from pictures import to_image
+from precision import forward_only
 from sources import checkpoint_names
 from transfers import TRANSFERS, Scale
 from utils import UserError

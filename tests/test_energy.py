@@ -3,28 +3,22 @@ import random
 import pytest
 import torch
 
+from balancing import balance, balanced_gradient, gradients_of
+from choosing import choose_losses, wins
 from energy import (
-    angular_error,
-    balance,
-    balanced_gradient,
-    choose_losses,
     direct_only,
     energy_configs,
-    evaluate_losses,
     get_config,
-    gradients_of,
     loss_kind,
     loss_pairs,
     loss_title,
-    masked_loss,
     paths_for,
     perceptual_losses,
     target_through_domains,
-    valid_error,
-    wins,
     yardstick_of,
 )
 from graph import edges_of
+from losses import angular_error, evaluate_losses, masked_loss, valid_error
 from transfers import TRANSFERS
 from utils import UserError
 

@@ -13,14 +13,15 @@ from golden.recipe import fill
 from PIL import Image
 
 from datasets import Reality, TaskDataset
-from devices import forward_only
-from energy import ENERGY_DOMAINS, energy_configs, evaluate_losses, paths_for
+from energy import ENERGY_DOMAINS, energy_configs, paths_for
 from graph import edges_of
 from loading.layouts import View, find_views
 from loading.photographs import open_image, square
+from losses import evaluate_losses
 from measuring import consistency_energy, energy_maps, shifts
 from measuring.statistics import standardised, statistics
 from models import save_network
+from precision import forward_only
 from scripts import energy_calc, energy_map, energy_shift
 from sources import Sources
 from task_configs import get_task

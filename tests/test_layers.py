@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Floors from the bottom up: a file may import from lower floors, and from its own folder.
 FLOORS = [
     ["utils", "modules"],
-    ["files", "task_configs"],
-    ["tables", "loading", "rooms", "transfers"],
-    ["datasets", "models", "graph", "pictures"],
-    ["energy", "packing", "logger", "devices", "sources"],
+    ["files", "task_configs", "precision", "balancing", "choosing"],
+    ["tables", "loading", "rooms", "transfers", "energy"],
+    ["datasets", "models", "graph", "pictures", "losses", "devices"],
+    ["packing", "logger", "sources"],
     ["training", "measuring"],
     ["train", "demo", "scripts"],
 ]

@@ -8,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from energy import (
-    balance,
-    balanced_gradient,
-    choose_losses,
-    energy_configs,
-    evaluate_losses,
-    gradients_of,
-    masked_loss,
-    paths_for,
-    perceptual_losses,
-    valid_error,
-    wins,
-)
+from balancing import balance, balanced_gradient, gradients_of
+from choosing import choose_losses, wins
+from energy import energy_configs, paths_for, perceptual_losses
 from graph import TaskGraph, edges_of
+from losses import evaluate_losses, masked_loss, valid_error
 from task_configs import TASKS, valid_mask
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)

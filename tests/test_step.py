@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from datasets import Batch
-from energy import energy_configs, evaluate_losses, paths_for, perceptual_losses
+from energy import energy_configs, paths_for, perceptual_losses
 from graph import TaskGraph, edges_of
+from losses import evaluate_losses
 from models import make_optimizer
 from modules.unet import recompute_activations
 from scripts.benchmarking.published_schedule import PublishedStep

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from energy import energy_configs, evaluate_losses, paths_for
+from energy import energy_configs, paths_for
 from graph import TaskGraph
+from losses import evaluate_losses
 from models import load_network, read_weights, save_network
 from task_configs import TASKS
 from transfers import TRANSFERS, Scale

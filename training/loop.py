@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from choosing import choose_losses, wins
 from datasets import Batch, Reality
-from devices import Ranks, numerical_precision
-from energy import choose_losses, evaluate_losses, loss_title, paths_for, wins, yardstick_of
+from devices import Ranks
+from energy import loss_title, paths_for, yardstick_of
 from graph import TaskGraph
 from logger import Logger
+from losses import evaluate_losses
 from models import make_optimizer
+from precision import numerical_precision
 from training.label_cache import Budget, LabelCache
 from training.step import Step
 from utils import log
@@ -50,13 +53,13 @@ class Plan:
     config: Mapping
     losses: list[str]
     k: int
+    lr: float
+    epochs: int
+    steps_per_epoch: int
+    schedule: str = "constant"
     mode: str = "winrate"
     at_random: bool = False
     squared: bool = False
-    lr: float = 3e-5
-    schedule: str = "constant"
-    epochs: int = 800
-    steps_per_epoch: int = 100
     seed: int = 0
     balance_every: int = 1
     precision: str = "fp32"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets import check_loading
-from devices import TRAINING_PRECISIONS, check_precision
 from energy import direct_only, energy_configs, get_config, loss_name, perceptual_losses
+from precision import TRAINING_PRECISIONS, check_precision
 from transfers import TRANSFERS, Transfer, transfer_by_name
 from utils import UserError, check_one_of, check_positive, nearest
 
@@ -279,6 +279,29 @@ def checked_k(k: int | None, losses: Sequence[str], mode: str) -> int:
         names = ", ".join(map(loss_name, losses))
         raise UserError(f"`k` {k}: there are {len(losses)} perceptual losses ({names})")
     return k
+
+
+# ---- defaults that depend on what is trained, and on which data ----------------------
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values of options that were not given."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    steps_per_epoch: int | None = None  # None: by the size of the data
+
+
+def defaults_for(objective: Objective, embedded: bool, fast: bool) -> Defaults:
+    """Return the defaults: the published ones, or those for the `embedded` rooms."""
+    scratch, edge = objective.init == "scratch", objective.row is not None
+    schedule = "cosine" if edge else "constant"
+    if not embedded:
+        return Defaults(800, 4 if fast else 64, 4e-4 if scratch else 3e-5, schedule)
+    return Defaults(40 if edge else 10, 16, 2e-3 if scratch else 3e-4, schedule)
 
 
 # ---- checks -------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from datasets import Reality
 from devices import Ranks
 from files import write_json
@@ -13,7 +15,7 @@ from models import save_atomically, save_network
 from training.loop import NotFinite, Trainer
 from training.progress_pictures import Pictures
 from training.run_folder import write_record
-from training.states import load_state, save_state
+from training.states import RunState, load_state, save_state
 from transfers import Scale
 
 # The entries of run.json that each checkpoint records too.
@@ -41,7 +43,9 @@ class RunOutput:
         resuming: bool,
     ) -> None:
         self.folder, self.ranks, self.graph, self.realities = folder, ranks, graph, realities
-        state = ranks.from_first(load_state(folder) if ranks.first and resuming else None)
+        state: RunState | None = ranks.from_first(
+            load_state(folder) if ranks.first and resuming else None
+        )
         self.resumed = state is not None
         self.logger = Logger(record["config"])
         self.record = dict(record)
@@ -50,15 +54,14 @@ class RunOutput:
             if not self.resumed:
                 (folder / "log.jsonl").unlink(missing_ok=True)
             self.logger = Logger(record["config"], folder / "log.jsonl", windows)
-        state = state or {"columns": {}, "start": {}, "training": None}
-        self.columns: dict[str, dict[str, float]] = state["columns"]
-        self.start: dict = state["start"]
-        self.training: dict | None = state["training"]
-        if self.resumed:
+        self.columns: dict[str, dict[str, float]] = state["columns"] if state else {}
+        self.start: dict[str, Tensor] = state["start"] if state else {}
+        self.training: dict | None = state["training"] if state else None
+        if state:
             self.logger.load_state_dict(state["logger"])
         for name, reality in realities.items():
             reality.bad.record = self.logger.record
-            if self.resumed:
+            if state:
                 reality.bad.load_state_dict(state["bad"][name])
         self._pictures: Pictures | None = None
         if ranks.first:

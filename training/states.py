@@ -1,10 +1,11 @@
 """The saved states from which a run resumes: written atomically, checked on reading."""
 
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from models import NO_CHECKPOINT, check_memory, save_atomically
 from utils import UserError, log, reason_of
@@ -12,7 +13,21 @@ from utils import UserError, log, reason_of
 KEPT = 2  # the number of states kept in a folder
 
 
-def save_state(folder: Path, number: int, state: Mapping) -> None:
+class RunState(TypedDict):
+    """What a saved state holds, beside the run's options, which are in run.json.
+
+    Another thing that a run has to remember is added here and in `training.output`; what
+    the training itself has to remember, in `training.loop.Trainer.state_dict`.
+    """
+
+    columns: dict[str, dict[str, float]]  # of the closing table, of finished phases
+    start: dict[str, Tensor]  # the initial weights, if another phase starts from them
+    training: dict | None  # `Trainer.state_dict()` of the phase under way
+    logger: dict  # `Logger.state_dict()`
+    bad: dict[str, dict]  # `BadFiles.state_dict()` of each reality
+
+
+def save_state(folder: Path, number: int, state: RunState) -> None:
     """Write a state and delete all but the last two. `number` must increase from call to call.
 
     Raises UserError if the state cannot be written; earlier states then stay.
@@ -26,7 +41,7 @@ def save_state(folder: Path, number: int, state: Mapping) -> None:
         old.unlink(missing_ok=True)
 
 
-def load_state(folder: Path) -> dict | None:
+def load_state(folder: Path) -> RunState | None:
     """Return the last readable state, or None if there is no state yet. Logs its name.
 
     Renames newer states that cannot be read, so that they no longer count as states. Removes
@@ -63,7 +78,7 @@ def _tidy(folder: Path, broken: list[Path]) -> None:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
 
-def _read_state(file: Path) -> dict:
+def _read_state(file: Path) -> RunState:
     """Return a state after verifying its checksums, which torch does not check itself."""
     with zipfile.ZipFile(file) as archive:
         if damaged := archive.testzip():

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from balancing import balanced_gradient, gradient_norm
 from datasets import Batch
-from devices import Ranks, numerical_precision
-from energy import balanced_gradient, evaluate_losses, gradient_norm, loss_pairs, paths_for
+from devices import Ranks
+from energy import loss_pairs, paths_for
 from graph import Path, TaskGraph
+from losses import evaluate_losses
+from precision import numerical_precision
 from training.label_cache import LabelCache
 from utils import UserError
 

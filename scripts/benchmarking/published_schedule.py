@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from energy import balance, evaluate_losses, gradient_norm, paths_for, perceptual_losses
+from balancing import balance, gradient_norm
+from energy import paths_for, perceptual_losses
 from energy import yardstick_of as yardstick
 from graph import Path, TaskGraph
+from losses import evaluate_losses
 
 
 class PublishedStep:

@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from datasets import Batch
-from devices import compile_networks, forward_only
-from energy import evaluate_losses, get_config, paths_for, perceptual_losses, yardstick_of
+from devices import compile_networks
+from energy import get_config, paths_for, perceptual_losses, yardstick_of
 from graph import TaskGraph, edges_of
+from losses import evaluate_losses
 from measuring.consistency_energy import measure_batch
 from models import load_network, make_optimizer, save_network
+from precision import forward_only
 from scripts.benchmarking.published_schedule import PublishedStep
 from tables import Row
 from task_configs import TASKS

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from recipe import read
 
-from energy import choose_losses, energy_configs, loss_kind, perceptual_losses, yardstick_of
+from choosing import choose_losses
+from energy import energy_configs, loss_kind, perceptual_losses, yardstick_of
 from transfers import get_transfer
 
 CONFIGS = read("energy_configs.json")["configs"]

@@ -7,17 +7,11 @@ import pytest
 import torch
 from recipe import batch_of, graph_of, read
 
-from energy import (
-    balanced_gradient,
-    energy_configs,
-    evaluate_losses,
-    loss_title,
-    paths_for,
-    perceptual_losses,
-    wins,
-    yardstick_of,
-)
+from balancing import balanced_gradient
+from choosing import wins
+from energy import energy_configs, loss_title, paths_for, perceptual_losses, yardstick_of
 from graph import TaskGraph
+from losses import evaluate_losses
 from modules import ResNetClass
 from training.step import losses_of
 

@@ -8,7 +8,7 @@ import torch
 from recipe import FOLDER, TRIMMED, arrays, read, thinned
 
 import task_configs
-from energy import masked_loss
+from losses import masked_loss
 from task_configs import TASKS
 
 PREPROC = "preproc.npz"

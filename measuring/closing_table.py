@@ -6,8 +6,9 @@ import torch
 
 from datasets import Reality
 from devices import Ranks
-from energy import angular_error, evaluate_losses, loss_of, paths_for, valid_error
+from energy import loss_of, paths_for
 from graph import TaskGraph
+from losses import angular_error, evaluate_losses, valid_error
 from tables import text_table
 from task_configs import TASKS
 
