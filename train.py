@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torchvision
 
 from datasets import Reality
 from devices import Ranks, free_memory, start_ranks, stop_ranks
+from label_cache import Budget, LabelCache
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from models import load_network, save_network
@@ -94,9 +96,8 @@ def train(
         sources = find_sources(options, objective)
     graph, losses = build_graph(objective, sources, options.networks)
     graph = prepare_graph(graph, options.compute, device)
-    parts = find_parts(
-        reads_of(objective.config, losses, objective.by_win_rate), sources, options.data
-    )
+    reads = reads_of(objective.config, losses, objective.by_win_rate)
+    parts = find_parts(reads, sources, options.data)
     defaults = defaults_for(objective, sources.embedded, options.data.fast)
     batch_size = options.run.batch_size or defaults.batch_size
     realities = make_realities(
@@ -105,23 +106,22 @@ def train(
 
     # ---- plan, folder and record of the run ----
     plan = make_plan(options, objective, losses, defaults, realities, ranks)
-    folder = resumed or ranks.from_first(
-        new_folder(results_dir(options), objective.name) if ranks.first else None
-    )
+    folder = resumed or ranks.from_first(new_run(options) if ranks.first else None)
     windows = VisdomWindows(read_job().name, options.run.visdom_server, options.run.visdom_port)
-    record = plan.record() | describe(options, objective, sources, parts, ranks.count)
+    record = plan.record() | describe(options, objective, sources, parts, ranks.count, losses)
     record |= {"device": str(device), "batch_size": batch_size}
-    record["left_out"] = [name for name in objective.perceptual if name not in losses]
     output = RunOutput(
         folder, record, graph, objective.config, realities, ranks, windows, resumed is not None
     )
     checkpoint = folder / f"{objective.transfer.name}{'' if objective.row else '_consistency'}.pth"
 
     # ---- measure, train, measure again ----
-    def measure_held_out() -> dict[str, float]:
-        held_out = realities.get("test", realities["val"])
-        return measure(graph, objective.config, losses, held_out, ranks)
+    labels = label_caches(options, realities)
+    held_out = "test" if "test" in realities else "val"
 
+    measure_held_out = partial(
+        measure, graph, objective.config, losses, realities[held_out], ranks, labels[held_out]
+    )
     if not output.resumed:
         output.begin(measure_held_out(), keep_start=options.losses.compare_direct)
     with stoppable() as stop:
@@ -130,7 +130,9 @@ def train(
                 continue
             if phase is not plan and not output.training:
                 graph.target.load_state_dict(output.start)  # the same initial weights
-            trainer = Trainer(phase, graph, realities, output.logger, ranks, options.run.quiet)
+            trainer = Trainer(
+                phase, graph, realities, output.logger, ranks, labels, options.run.quiet
+            )
             fit(trainer, output, stop, checkpoint if phase is plan else None, sources.scale)
             output.end_phase(column, measure_held_out())
 
@@ -201,6 +203,11 @@ def results_dir(options: Options) -> Path:
     return Path(results) if results else read_job().results_dir
 
 
+def new_run(options: Options) -> Path:
+    """Make the folder of a new run."""
+    return new_folder(results_dir(options), str(options.config))
+
+
 def find_sources(options: Options, objective: Objective) -> Sources:
     """Return the data folders, model folders and network scale of the run."""
     networks = options.networks
@@ -232,8 +239,14 @@ def make_plan(
         epochs=run.max_epochs or defaults.epochs, steps_per_epoch=run.steps_per_epoch or steps,
         seed=run.seed, balance_every=options.losses.balance_every,
         precision=options.compute.precision,
-        label_bytes=label_bytes(options, train_views), save_every=run.save_every or 0,
+        save_every=run.save_every or 0,
     )  # fmt: skip
+
+
+def label_caches(options: Options, realities: Mapping[str, Reality]) -> dict[str, LabelCache]:
+    """Return a cache of the frozen networks' outputs on labels for each reality."""
+    budget = Budget(label_bytes(options, realities["train"]))
+    return {name: LabelCache(budget) for name in realities}
 
 
 def label_bytes(options: Options, reality: Reality) -> float:
@@ -260,6 +273,7 @@ def describe(
     sources: Sources,
     parts: Mapping[str, Part],
     processes: int,
+    losses: list[str],
 ) -> dict:
     """Return what run.json records besides the plan: options, data, networks and versions."""
     return {
@@ -271,6 +285,7 @@ def describe(
         "data": [str(folder) for folder in sources.data_dirs],
         "models": [str(folder) for folder in sources.models_dirs],
         **sources.scale.record(),
+        "left_out": [name for name in objective.perceptual if name not in losses],
         "views": {name: len(part.views) for name, part in parts.items()},
         "versions": {
             "python": platform.python_version(),

@@ -8,6 +8,7 @@ from datasets import Reality
 from devices import Ranks
 from energy import loss_of, paths_for
 from graph import TaskGraph
+from label_cache import LabelCache
 from losses import angular_error, evaluate_losses, valid_error
 from tables import text_table
 from task_configs import TASKS
@@ -20,6 +21,7 @@ def measure(
     perceptual: Sequence[str],
     reality: Reality,
     ranks: Ranks | None = None,
+    labels: LabelCache | None = None,
 ) -> dict[str, float]:
     """Return mean errors over all views of a reality, {row: value}, in this order:
 
@@ -31,6 +33,7 @@ def measure(
       prediction against these labels (the paper's evaluation).
 
     Each of the `ranks` measures its share of the views. All get the means over all views.
+    `labels` caches the frozen networks' outputs on the reality's ground truths.
     """
     graph.eval()
     target = config["paths"]["y^"][-1]
@@ -42,7 +45,8 @@ def measure(
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
     paths |= paths_for(config, perceptual)
     for batch in reality:
-        values = graph.sample(paths, batch)
+        known = labels.frozen_values(graph, paths, batch) if labels else {}
+        values = graph.sample(paths, batch, known)
         prediction, truth = values["n(x)"], values["y^"]
         mask = TASKS[target].mask(truth)
         add("direct L1 × 100", 100 * valid_error(prediction, truth, mask))
@@ -53,8 +57,8 @@ def measure(
         for name in perceptual:
             domain, pairs = loss_of(config, name)[2:]
             if domain in batch:
-                mapped, labels = values[pairs[0][0]], batch[domain]
-                error = valid_error(mapped, labels, TASKS[domain].mask(labels))
+                mapped, second = values[pairs[0][0]], batch[domain]
+                error = valid_error(mapped, second, TASKS[domain].mask(second))
                 add(f"{name} × 100, true", 100 * error)
     local = {row: torch.cat(values).cpu() for row, values in sums.items()}
     per_rank = (ranks or Ranks()).gathered(local)

@@ -16,7 +16,7 @@ FLOORS = [
     ["files", "task_configs", "precision", "balancing", "choosing"],
     ["tables", "loading", "rooms", "transfers", "energy"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
-    ["packing", "logger", "sources"],
+    ["packing", "logger", "sources", "label_cache"],
     ["training", "measuring"],
     ["train", "demo", "scripts"],
 ]

@@ -9,13 +9,13 @@ from torch import nn
 from datasets import Batch
 from energy import energy_configs, paths_for, perceptual_losses
 from graph import TaskGraph, edges_of
+from label_cache import Budget, LabelCache
 from losses import evaluate_losses
 from models import make_optimizer
 from modules.unet import recompute_activations
 from scripts.benchmarking.published_schedule import PublishedStep
 from scripts.benchmarking.step import difference
 from task_configs import TASKS
-from training.label_cache import Budget, LabelCache
 from training.step import Step, losses_of
 from transfers import TRANSFERS, Scale
 from utils import UserError

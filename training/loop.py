@@ -16,11 +16,11 @@ from datasets import Batch, Reality
 from devices import Ranks
 from energy import loss_title, paths_for, yardstick_of
 from graph import TaskGraph
+from label_cache import Budget, LabelCache
 from logger import Logger
 from losses import evaluate_losses
 from models import make_optimizer
 from precision import numerical_precision
-from training.label_cache import Budget, LabelCache
 from training.step import Step
 from utils import log
 
@@ -45,9 +45,8 @@ class Plan:
     `losses` are the available perceptual losses. Each epoch uses k of them: those with the
     highest win rates or, with `at_random`, a random choice. `mode` sets the weights of all
     losses: "winrate" balances the sizes of their gradients, "standard" adds them. `squared`
-    uses squared instead of absolute errors. `label_bytes` is the memory for caching the frozen
-    networks' outputs on labels. `save_every` is the number of steps between saved states (0:
-    only at the end of each epoch). `label` names the training in the log.
+    uses squared instead of absolute errors. `save_every` is the number of steps between saved
+    states (0: only at the end of each epoch). `label` names the training in the log.
     """
 
     config: Mapping
@@ -63,19 +62,18 @@ class Plan:
     seed: int = 0
     balance_every: int = 1
     precision: str = "fp32"
-    label_bytes: float = 0.0
     save_every: int = 0
     label: str = "train"
 
     def record(self) -> dict:
         """Return the settings as plain values."""
-        left_out = ("config", "label", "label_bytes")
+        left_out = ("config", "label")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
     def without_consistency(self) -> "Plan":
         """Return the same plan without perceptual losses."""
         record = self.record() | {"losses": [], "k": 0}
-        return Plan(self.config, label="direct", label_bytes=self.label_bytes, **record)
+        return Plan(self.config, label="direct", **record)
 
 
 @dataclass
@@ -99,7 +97,8 @@ class Trainer:
     """Trains the target network of a graph by a plan.
 
     An epoch runs `steps()` to its end, then `validate()`, then `end_epoch()`. `progress` tells
-    how far training has come. `realities` must hold "train", which is endless, and "val".
+    how far training has come. `realities` must hold "train", which is endless, and "val";
+    `labels` are their caches.
     """
 
     def __init__(
@@ -109,17 +108,17 @@ class Trainer:
         realities: Mapping[str, Reality],
         logger: Logger,
         ranks: Ranks | None = None,
+        labels: Mapping[str, LabelCache] | None = None,
         quiet: bool = False,
     ) -> None:
         self.plan, self.progress = plan, Progress()
         self.graph, self.logger, self.ranks = graph, logger, ranks or Ranks()
         self._train, self._val = realities["train"], realities["val"]
-        budget = Budget(plan.label_bytes)
-        self._val_labels = LabelCache(budget)
+        self._labels = labels or {name: LabelCache(Budget(0)) for name in realities}
         optimizer = make_optimizer(graph.target.parameters(), plan.lr)
         self._step = Step(
             graph, plan.config, optimizer, self._train.device, plan.mode, plan.squared,
-            plan.balance_every, plan.precision, self.ranks, LabelCache(budget),
+            plan.balance_every, plan.precision, self.ranks, self._labels["train"],
         )  # fmt: skip
         total = max(1, plan.epochs * plan.steps_per_epoch)
         self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
@@ -297,10 +296,8 @@ class Trainer:
         kept = {n: v for n in yardsticks if (v := self._yardsticks.get((n, views))) is not None}
         names = [n for n in ("mae", *self.plan.losses, *yardsticks) if n not in kept]
         paths = paths_for(self.plan.config, names, "val")
-        prediction = tuple(self.plan.config["paths"]["n(x)"])
-        frozen = {n: p for n, p in paths.items() if p[: len(prediction)] != prediction}
         with numerical_precision(self._val.device, self.plan.precision):
-            known = self._val_labels.values(self.graph, frozen, batch)
+            known = self._labels["val"].frozen_values(self.graph, paths, batch)
             values = self.graph.sample(paths, batch, known)
         losses = evaluate_losses(self.plan.config, names, values, "val", self.plan.squared)
         self._yardsticks |= {(n, views): losses[n] for n in yardsticks if n in losses}

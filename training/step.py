@@ -18,9 +18,9 @@ from datasets import Batch
 from devices import Ranks
 from energy import loss_pairs, paths_for
 from graph import Path, TaskGraph
+from label_cache import LabelCache
 from losses import evaluate_losses
 from precision import numerical_precision
-from training.label_cache import LabelCache
 from utils import UserError
 
 
@@ -80,10 +80,7 @@ def losses_of(
         paths = paths_for(config, group)
         known = {prediction_path: leaf}
         if labels is not None:
-            truths = {
-                name: p for name, p in paths.items() if p[: len(prediction_path)] != prediction_path
-            }
-            known |= labels.values(graph, truths, batch)
+            known |= labels.frozen_values(graph, paths, batch)
         values = graph.sample(paths, batch, known)
         losses = evaluate_losses(config, group, values, squared=squared)
         for position, (name, loss) in enumerate(losses.items(), start=1):

@@ -20,6 +20,7 @@ from datasets import Batch
 from devices import compile_networks
 from energy import get_config, paths_for, perceptual_losses, yardstick_of
 from graph import TaskGraph, edges_of
+from label_cache import Budget, LabelCache
 from losses import evaluate_losses
 from measuring.consistency_energy import measure_batch
 from models import load_network, make_optimizer, save_network
@@ -27,7 +28,6 @@ from precision import forward_only
 from scripts.benchmarking.published_schedule import PublishedStep
 from tables import Row
 from task_configs import TASKS
-from training.label_cache import Budget, LabelCache
 from training.step import Step
 from transfers import TRANSFERS, Scale
 from utils import UserError

@@ -3,7 +3,7 @@
 Without augmentation, a view's labels never change, so each output is computed only once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,14 @@ class LabelCache:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self._kept: dict[tuple[Path, int], Tensor] = {}
+
+    def frozen_values(
+        self, graph: TaskGraph, paths: Mapping[str, Sequence[str]], batch: Batch
+    ) -> dict[Path, Tensor]:
+        """`values` of those paths that do not pass through the graph's target network first."""
+        target = graph.target_edge or ()
+        frozen = {n: tuple(p) for n, p in paths.items() if tuple(p[: len(target)]) != target}
+        return self.values(graph, frozen, batch)
 
     @torch.no_grad()
     def values(
