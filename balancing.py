@@ -17,6 +17,7 @@ def balance(norms: Mapping[str, Tensor | float], direct: str = "mae") -> dict:
 
     These weights sum to 1. The weight of the direct loss is then multiplied by n − 1. A single
     loss has weight 1. The weights are finite even if all gradients are zero.
+    `balanced_gradient` uses the same formula in another form.
     """
     count, total = len(norms), sum(norms.values()) + TINY
     if count == 1:

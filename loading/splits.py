@@ -56,11 +56,14 @@ def _folders_split(places: Sequence[Place]) -> dict[str, list[str]]:
 
 def read_split(path: Path) -> dict[str, list[str]]:
     """Read a split file as {"train": …, "val": …}. Raises UserError if it is not one."""
+    expected = "a split should be JSON with train_buildings and val_buildings"
     try:
         split = read_json(path)
         parts = {name.removesuffix("_buildings"): list(split[name]) for name in split}
+    except UserError as error:
+        raise UserError(f"{error}; {expected}") from None
     except TypeError:
         parts = {}
     if not {"train", "val"} <= set(parts):
-        raise UserError(f"{path} should be JSON with train_buildings and val_buildings")
+        raise UserError(f"{path}: {expected}")
     return parts
