@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# one thread a test process: several run side by side, and more would only get in their way
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread a test process, whatever the machine's default: several processes run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
