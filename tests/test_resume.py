@@ -352,17 +352,33 @@ def test_a_damaged_state_is_passed_over_with_a_word(tmp_path, capsys, how):
     for number, state in states.items():
         save_state(tmp_path, number, state)
     spoil(tmp_path / "state_000000003.pt", how)
-    (tmp_path / ".state_000000003.pt.abc").write_text("half")
+    (tmp_path / ".state_000000003.pt.abc0_xyz").write_text("half")
+    (tmp_path / ".notes.of.mine").write_text("not the run's")
     assert equal(load_state(tmp_path), states[2])
     out, err = capsys.readouterr()
     assert "warning: passing over" in err and "state_000000003.pt, which cannot be read" in err
     assert "from state_000000002.pt" in out
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"state_000000002.pt", "unreadable_state_000000003.pt"}
+    assert names == {
+        "state_000000002.pt", "unreadable_state_000000003.pt", ".notes.of.mine"
+    }  # fmt: skip
     spoil(tmp_path / "state_000000002.pt", how)
     with pytest.raises(UserError, match="none of the 1 states in .* can be read"):
         load_state(tmp_path)
     assert names == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_run_whose_states_are_gone_is_refused_and_left_as_it_is(runs):
+    """Nothing that an earlier start made is deleted or overwritten."""
+    arguments = ("example_normal", "--k=1", "--random-select")
+    assert runs.start("gone", *arguments).finish()[0] == 0
+    folder = runs.of("gone")
+    for state in folder.glob("state_*.pt"):
+        state.unlink()
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    status, output = runs.resume("gone", "example_normal").finish()
+    assert status == 2 and "its states (state_*.pt) are gone" in output.splitlines()[-1], output
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
 
 
 def test_a_run_goes_on_from_the_state_before_a_damaged_one(runs):

@@ -1,5 +1,6 @@
 """The saved states from which a run resumes: written atomically, checked on reading."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TypedDict
@@ -11,6 +12,11 @@ from models import NO_CHECKPOINT, check_memory, save_atomically
 from utils import UserError, log, reason_of
 
 KEPT = 2  # the number of states kept in a folder
+# What `write_atomically` calls a run's files until they are whole; other hidden files are not ours.
+TEMPORARY = re.compile(
+    r"\.(state_\d{9}\.pt|not_finite(_\d+)?\.pt|(run|evaluation)\.json|(start|latest)(_\d+)?\.png"
+    r"|\w+2\w+\.pth)\.[a-z0-9_]{8}"
+)
 
 
 class RunState(TypedDict):
@@ -46,7 +52,7 @@ def load_state(folder: Path) -> RunState | None:
 
     Renames newer states that cannot be read, so that they no longer count as states. Removes
     half-written files of a killed run. Raises UserError if there are states but none can be
-    read.
+    read, or if there are none although the run has trained.
     """
     files, broken = _states(folder), []
     for file in reversed(files):
@@ -62,9 +68,23 @@ def load_state(folder: Path) -> RunState | None:
         return state
     if files:
         raise UserError(f"none of the {len(files)} states in {folder} can be read")
+    if _has_trained(folder):
+        raise UserError(
+            f"the run in {folder} has trained, but its states (state_*.pt) are gone: it cannot go "
+            f"on, and nothing there was changed"
+        )
     _tidy(folder, [])
     log.info("the run in %s had saved no state yet: it begins again", folder)
     return None
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether a run has come beyond its first state: it has a network, or curves in its log."""
+    try:
+        text = (folder / "log.jsonl").read_text(errors="replace")
+    except OSError:
+        text = ""
+    return any(folder.glob("*.pth")) or '"split": ' in text
 
 
 def _tidy(folder: Path, broken: list[Path]) -> None:
@@ -72,8 +92,9 @@ def _tidy(folder: Path, broken: list[Path]) -> None:
     try:
         for file in broken:
             file.rename(file.with_name(f"unreadable_{file.name}"))
-        for temporary in folder.glob(".*.*.*"):  # the names that write_atomically gives
-            temporary.unlink()
+        for file in folder.glob(".*.*.*"):
+            if TEMPORARY.fullmatch(file.name):
+                file.unlink()
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
