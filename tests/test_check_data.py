@@ -141,7 +141,7 @@ def test_what_cannot_be_checked_is_one_sentence(run, copy, tmp_path, words, said
     assert status == 2 and said in output.splitlines()[-1] and "Traceback" not in output
 
 
-def test_a_table_is_text_table():
+def test_a_table_is_aligned():
     assert (
         text_table(["a", "b", "count"], [["xx", "y", "3"]])
         == "a   b  count\n------------\nxx  y      3"
