@@ -1,4 +1,4 @@
-"""Predict normals, depth or reshading of images with the baseline and the consistency network.
+"""Predict normals, depth or reshading of images, with one network or several side by side.
 
 python demo.py --task normal --img_path assets/room.png --output_path results/demo
 """
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from devices import choose_device, default_forward_batch
 from loading.photographs import open_image
+from measuring.demo_networks import TARGETS, choose_networks
 from measuring.image_files import ImageFiles
 from measuring.prediction import (
-    TARGETS,
-    VARIANTS,
     Predictor,
     check_size,
     load_predictor,
@@ -35,17 +34,20 @@ def main(
     output_path: str | None = None,
     compare: bool = False,
     size: int | None = None,
+    checkpoint: list | None = None,
     model: str | None = None,
     models_dir: str | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
     quiet: bool = False,
 ) -> None:
-    """Predict normals, depth or reshading of images with two networks: baseline, consistency.
+    """Predict normals, depth or reshading of images, with one network or several.
 
     Example: python demo.py --task normal --img_path assets/room.png --output_path results/demo
+    Your own: python demo.py --task normal --img_path photos --checkpoint results/RUN
 
-    Writes {name}_{task}_baseline.png and {name}_{task}_consistency.png. Exit status: 0 when
+    Writes {name}_{task}_{network}.png for each network: baseline, consistency, or what the
+    name of its checkpoint says. Exit status: 0 when
     every image was done, 1 when some could not be read (the others are done), 2 when
     nothing could be.
 
@@ -53,12 +55,14 @@ def main(
         task: normal, depth or reshading.
         img_path: an image, or a folder of images; what is no image is skipped.
         output_path: the folder for the results (default: results/demo).
-        compare: write {name}_{task}_compare.png too: input, baseline, consistency.
+        compare: write {name}_{task}_compare.png too: the input and all predictions.
         size: predict the whole image in its own aspect, its shorter side that many pixels
             (each side is rounded to a multiple that the network takes), instead of the
             centre square at the size of the network's training.
-        model: published (from the models folder) or rooms (the small networks shipped with
-            this project). Default: published where its files are there, else rooms.
+        checkpoint: the networks to use, comma-separated: checkpoint files, or folders of runs,
+            e.g. results/RUN. They may be of different image sizes.
+        model: published (those in the models folder) or rooms (the small networks shipped with
+            this project). Default: published where at least one is there, else rooms.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder).
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
         precision: fp32, tf32, bf16 or fp16.
@@ -71,9 +75,10 @@ def main(
     check_precision(precision)
     images = ImageFiles(img_path)
     device = choose_device()
-    predictor = load_predictor(task, VARIANTS, model, models_dir, device)
+    chosen = choose_networks(task, checkpoint=checkpoint, model=model, models_dir=models_dir)
+    predictor = load_predictor(task, chosen, device)
     check_size(predictor, size)
-    print(predictor.note)
+    print(chosen.note)
     folder = Path(output_path) if output_path else read_job().results_dir / "demo"
     write_predictions(
         images, predictor, task, folder, size=size, compare=compare, precision=precision,
@@ -95,22 +100,23 @@ def write_predictions(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """Write {name}_{task}_{variant}.png for each image; `compare` adds all side by side."""
-    names = images.result_names(folder, [f"_{task}_{kind}.png" for kind in (*VARIANTS, "compare")])
+    """Write {name}_{task}_{network}.png for each image; `compare` adds all side by side."""
+    kinds = (*predictor.networks, "compare")
+    names = images.result_names(folder, [f"_{task}_{kind}.png" for kind in kinds])
 
     def read(path: Path) -> tuple[Tensor, ...]:
         image = open_image(path)
-        return predictor.prepare(image, size), predictor.shown(image, size)
+        return *predictor.prepare(image, size), predictor.shown(image, size)
 
     for batch in images.batches(read, batch_size, task, quiet):
-        inputs = torch.stack([tensors[0] for _, tensors in batch])
+        inputs = [torch.stack(values) for values in zip(*(t[:-1] for _, t in batch), strict=True)]
         with forward_only(predictor.device, precision):
-            predictions = predictor.predict(inputs.to(predictor.device), size)
-        for i, (path, (_, display)) in enumerate(batch):
+            predictions = predictor.predict(inputs, size)
+        for i, (path, (*_, display)) in enumerate(batch):
             stem = f"{names[path]}_{task}"
-            columns = {variant: values[i] for variant, values in predictions.items()}
-            for variant, values in columns.items():
-                write_png(to_image(values), folder / f"{stem}_{variant}.png")
+            columns = {network: values[i] for network, values in predictions.items()}
+            for network, values in columns.items():
+                write_png(to_image(values), folder / f"{stem}_{network}.png")
             if compare:
                 write_png(side_by_side(display, columns), folder / f"{stem}_compare.png")
 

@@ -28,7 +28,7 @@ DEMO_MODELS = ROOT / "assets" / "demo_models"
 # File names of the checkpoints of rgb → target, in order of preference. For depth: the name of
 # the published file, the name in the published training code, and the name used here.
 VARIANTS = ("baseline", "consistency")
-_STEMS = {
+STEMS = {
     "normal": ("rgb2normal",),
     "depth_zbuffer": ("rgb2depth", "rgb2zdepth", "rgb2depth_zbuffer"),
     "reshading": ("rgb2reshading",),
@@ -37,12 +37,12 @@ _STEMS = {
 
 def has_variants(transfer: Transfer) -> bool:
     """Whether the transfer has separate baseline and consistency checkpoints."""
-    return transfer.source == "rgb" and transfer.target in _STEMS
+    return transfer.source == "rgb" and transfer.target in STEMS
 
 
 def checkpoint_names(target: str, variant: str) -> list[str]:
     """Return the possible file names of rgb → `target`'s baseline or consistency checkpoint."""
-    return [f"{stem}_{variant}.pth" for stem in _STEMS[target]]
+    return [f"{stem}_{variant}.pth" for stem in STEMS[target]]
 
 
 def find_file(folders: Iterable[str | Path], names: Sequence[str]) -> Path | None:

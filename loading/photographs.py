@@ -57,6 +57,34 @@ def as_colour(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
+def as_image(values: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    """Convert an image in memory to 8-bit RGB, or RGBA if there is transparency.
+
+    `values` is a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (1, H, W)
+    on any device, uint8 or floats in [0, 1]. Raises UserError for anything else.
+    """
+    if isinstance(values, Image.Image):
+        return as_colour(values)
+    if isinstance(values, Tensor):
+        array = values.detach().cpu().float() if values.is_floating_point() else values.cpu()
+        pixels = array.permute(1, 2, 0).numpy() if array.dim() == 3 else None
+    else:
+        pixels = np.asarray(values)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels is None or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise UserError(
+            f"an image is an array (H, W, 3) or (H, W), or a tensor (3, H, W) or (1, H, W), not "
+            f"{type(values).__name__} {tuple(values.shape)}"
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also where a value is NaN
+            raise UserError(f"an image's floats are in [0, 1], not up to {pixels.max():.4g}")
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"an image holds uint8, or floats in [0, 1], not {pixels.dtype}")
+    return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
+
+
 def square(image: Image.Image, size: int) -> Tensor:
     """Resize the shorter side to `size` and crop the centre square: (3, S, S) in [0, 1].
 

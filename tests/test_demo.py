@@ -15,11 +15,12 @@ from torchvision.transforms import functional as TF
 
 import demo
 from loading import photographs
-from measuring import prediction
+from measuring import demo_networks, prediction
+from measuring.demo_networks import choose_networks
 from models import save_network
 from pictures import to_image
 from precision import forward_only
-from sources import checkpoint_names
+from sources import DEMO_MODELS, VARIANTS, checkpoint_names
 from transfers import TRANSFERS, Scale
 from utils import UserError
 
@@ -73,7 +74,7 @@ def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     kinds = ("baseline", "compare", "consistency")
     assert written == [f"a_{task}_{kind}.png" for kind in kinds]
-    for variant in demo.VARIANTS:
+    for variant in VARIANTS:
         values = demo.predict(picture, task, variant=variant, models_dir=str(models))
         file = Image.open(tmp_path / "out" / f"a_{task}_{variant}.png")
         assert file.mode == mode and file.size == (256, 256)
@@ -103,8 +104,10 @@ def test_batch_size_changes_nothing(models, picture, tmp_path):
 
 
 def test_half_precision_is_near(models, picture):
-    predictor = prediction.load_predictor("normal", demo.VARIANTS, None, str(models), "cpu")
-    inputs = predictor.prepare(picture, None)[None]
+    predictor = prediction.load_predictor(
+        "normal", choose_networks("normal", models_dir=models), torch.device("cpu")
+    )
+    inputs = [values[None] for values in predictor.prepare(picture, None)]
     results = []
     for precision in ("fp32", "bf16"):
         with forward_only(torch.device("cpu"), precision):
@@ -206,7 +209,7 @@ def test_command_line_on_a_folder_of_everything(models, picture, tmp_path):
     for name in ("folder.png", "notes.txt", "pipe.png", "gone.png"):
         assert f"skipped: {name} (" in done.stderr
     for name in ("good", "other", "one", "long", "n" * 150):
-        for variant in demo.VARIANTS:
+        for variant in VARIANTS:
             assert (tmp_path / "out" / f"{name}_normal_{variant}.png").is_file()
     assert len(list((tmp_path / "out").iterdir())) == 10
 
@@ -267,43 +270,156 @@ def test_unwritable_output(models, picture, tmp_path):
 # ---- networks -------------------------------------------------------------------------
 
 
-def test_rooms_networks_stand_in(models, picture, tmp_path, monkeypatch):
+@pytest.fixture
+def job_models(tmp_path, models, monkeypatch):
+    """The (empty) models folder of the job; the shipped networks are made-up ones."""
+
     class Job:
         models_dir = tmp_path / "models"
 
-    monkeypatch.setattr(prediction, "DEMO_MODELS", models)
-    monkeypatch.setattr(prediction, "read_job", lambda: Job)
-    cpu = torch.device("cpu")
-    predictor = prediction.load_predictor("normal", demo.VARIANTS, None, None, cpu)
-    assert predictor.stands_in and predictor.scale == SMALL
-    assert "shipped" in predictor.note and "rgb2normal_baseline.pth" in predictor.note
-    assert "tools/download_models.sh" in predictor.note and "\n" not in predictor.note
-    with pytest.raises(UserError, match="no rgb2normal_baseline.pth"):
-        prediction.load_predictor("normal", demo.VARIANTS, "published", None, cpu)
-    with pytest.raises(UserError, match=f"in {tmp_path}"):  # named folders are not replaced
-        prediction.load_predictor("normal", demo.VARIANTS, None, str(tmp_path), cpu)
+    monkeypatch.setattr(demo_networks, "DEMO_MODELS", models)
+    monkeypatch.setattr(demo_networks, "read_job", lambda: Job)
     prediction._kept_predictor.cache_clear()
+    yield Job.models_dir
+    prediction._kept_predictor.cache_clear()
+
+
+def copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+
+
+def test_rooms_networks_stand_in(models, job_models, picture, tmp_path):
+    chosen = choose_networks("normal")
+    assert chosen.stands_in and list(chosen.paths) == list(VARIANTS)
+    assert {path.parent for path in chosen.paths.values()} == {models}
+    assert "shipped" in chosen.note and "rgb2normal_baseline.pth" in chosen.note
+    assert "tools/download_models.sh" in chosen.note and "\n" not in chosen.note
+    with pytest.raises(UserError, match="no rgb2normal_baseline.pth"):
+        choose_networks("normal", model="published")
+    with pytest.raises(UserError, match=f"in {tmp_path}"):  # named folders are not replaced
+        choose_networks("normal", models_dir=str(tmp_path))
     with pytest.warns(UserWarning, match="shipped"):
         demo.predict(picture)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         demo.predict(picture)  # loaded once, said once
-    prediction._kept_predictor.cache_clear()
 
 
 @pytest.mark.parametrize("task", demo.TARGETS)
 def test_the_shipped_networks(task, picture):
-    predictor = prediction.load_predictor(task, demo.VARIANTS, "rooms", None, torch.device("cpu"))
-    assert predictor.scale == Scale(128, 8, 4)
-    inputs = predictor.prepare(picture, None)[None]
+    predictor = prediction.load_predictor(
+        task, choose_networks(task, model="rooms"), torch.device("cpu")
+    )
+    assert set(predictor.scales.values()) == {Scale(128, 8, 4)}
+    inputs = [values[None] for values in predictor.prepare(picture, None)]
     with torch.inference_mode():
         baseline, consistency = predictor.predict(inputs, None).values()
     assert baseline.shape[-2:] == consistency.shape[-2:] == (256, 256)
     assert 0.002 < float((baseline - consistency).abs().mean()) < 0.2  # two, and alike
-    assert all(file.stat().st_size < 4e6 for file in prediction.DEMO_MODELS.iterdir())
+    assert all(file.stat().st_size < 4e6 for file in DEMO_MODELS.iterdir())
 
 
 @pytest.mark.parametrize("name", checkpoint_names("depth_zbuffer", "baseline"))
 def test_every_name_of_the_depth_network(name, models, tmp_path):
-    (tmp_path / name).write_bytes((models / "rgb2depth_baseline.pth").read_bytes())
-    prediction.load_predictor("depth", ["baseline"], None, str(tmp_path), torch.device("cpu"))
+    copy(models / "rgb2depth_baseline.pth", tmp_path / name)
+    chosen = choose_networks("depth", models_dir=tmp_path)
+    assert chosen.paths == {"baseline": tmp_path / name}
+
+
+def test_one_network_in_the_models_folder_is_enough(models, job_models, picture, tmp_path, capsys):
+    copy(models / "rgb2normal_consistency.pth", job_models / "rgb2normal_consistency.pth")
+    copy(models / "rgb2normal_baseline.pth", job_models / "rgb2normal_consistency_best.pth")
+    picture.save(tmp_path / "a.png")
+    demo.main(task="normal", img_path=str(tmp_path / "a.png"), output_path=str(tmp_path / "out"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_normal_consistency.png"]
+    said = capsys.readouterr()
+    assert str(job_models) in said.out and "there is no rgb2normal_baseline.pth" in said.out
+    (line,) = [line for line in said.err.splitlines() if "passing over" in line]
+    assert "rgb2normal_consistency_best.pth" in line and "`checkpoint`" in line
+
+
+def test_a_runs_folder_is_shown(models, picture, tmp_path):
+    """What `python -m train` has just made is shown by naming its folder."""
+    picture.save(tmp_path / "a.png")
+    run_folder = tmp_path / "results" / "run"
+    copy(models / "rgb2depth_consistency.pth", run_folder / "rgb2depth_zbuffer_consistency.pth")
+    command = [sys.executable, "demo.py", "--task", "depth", "--img_path", str(tmp_path / "a.png")]
+    command += ["--output_path", str(tmp_path / "out"), "--checkpoint", str(run_folder)]
+    done = subprocess.run([*command, "--compare"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["a_depth_compare.png", "a_depth_consistency.png"]
+    values = demo.predict(tmp_path / "a.png", "depth", checkpoint=run_folder)
+    from_models = demo.predict(tmp_path / "a.png", "depth", models_dir=str(models))
+    assert torch.equal(values, from_models)
+
+
+def test_networks_of_two_runs_and_two_sizes(models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    copy(models / "rgb2normal_consistency.pth", tmp_path / "one" / "rgb2normal_consistency.pth")
+    for number, name in ((1, "rgb2normal.pth"), (2, "rgb2normal_consistency.pth")):
+        network = fill(TRANSFERS["rgb", "normal"].build(Scale(32, 8)), everywhere=f"{number}.")
+        save_network(tmp_path / "two" / name, network, Scale(32, 8))
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+    out = tmp_path / "out"
+    demo.main(
+        task="normal", img_path=str(tmp_path / "a.png"), output_path=str(out), checkpoint=folders
+    )
+    labels = "one_consistency", "two_baseline", "two_consistency"
+    assert sorted(p.name for p in out.iterdir()) == [f"a_normal_{label}.png" for label in labels]
+    for label, file in zip(labels[::2], (folders[0], folders[1]), strict=True):
+        file = Path(file) / "rgb2normal_consistency.pth"
+        alone = np.asarray(to_image(demo.predict(picture, checkpoint=file))).astype(int)
+        assert np.abs(alone - pixels(out / f"a_normal_{label}.png")).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "flags,sentence",
+    [
+        ({"checkpoint": ["rgb2normal_baseline.pth"]}, "is a network rgb → normal: `task` normal"),
+        ({"checkpoint": ["empty"]}, "no network rgb → depth in .*there: none"),
+        ({"checkpoint": ["gone.pth"]}, "no checkpoint .*gone.pth"),
+        ({"checkpoint": ["rgb2depth_baseline.pth"] * 2}, "names a network twice"),
+        ({"checkpoint": ["rgb2depth_baseline.pth"], "model": "rooms"}, "give no `model`"),
+    ],
+)
+def test_checkpoints_that_cannot_be_shown(flags, sentence, models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    places = {"empty": tmp_path / "empty"}
+    flags["checkpoint"] = [str(places.get(n, models / n)) for n in flags["checkpoint"]]
+    with pytest.raises(UserError, match=sentence):
+        demo.main(task="depth", img_path=str(tmp_path / "a.png"), **flags)
+
+
+# ---- images in memory ------------------------------------------------------------------
+
+
+def test_arrays_and_tensors(models, picture):
+    """All kinds of the same image are predicted alike."""
+    array = np.asarray(picture)
+    tensor = TF.to_tensor(picture)
+    expected = demo.predict(picture, models_dir=str(models))
+    for values in (array, array / 255, tensor, tensor.double(), TF.pil_to_tensor(picture)):
+        assert torch.equal(demo.predict(values, models_dir=str(models)), expected)
+    grey = picture.convert("L")
+    expected = demo.predict(grey, models_dir=str(models))
+    for values in (np.asarray(grey), np.asarray(grey)[..., None], TF.to_tensor(grey)):
+        assert torch.equal(demo.predict(values, models_dir=str(models)), expected)
+
+
+@pytest.mark.parametrize(
+    "values,sentence",
+    [
+        (np.zeros((4, 4, 2), np.uint8), r"not ndarray \(4, 4, 2\)"),
+        (torch.zeros(2, 3, 8, 8), r"not Tensor \(2, 3, 8, 8\)"),
+        (np.full((4, 4), 1.5), "floats are in"),
+        (np.full((4, 4), np.nan), "floats are in"),
+        (np.zeros((4, 4), np.int32), "not int32"),
+        (np.zeros((0, 4, 3), np.uint8), r"not ndarray \(0, 4, 3\)"),
+    ],
+)
+def test_what_is_no_image(values, sentence, models):
+    with pytest.raises(UserError, match=sentence):
+        demo.predict(values, models_dir=str(models))

@@ -16,7 +16,8 @@ from graph import TaskGraph, edges_of
 from loading.layouts import find_views
 from loading.photographs import open_image
 from measuring import consistency_energy
-from measuring.prediction import VARIANTS, load_predictor
+from measuring.demo_networks import choose_networks
+from measuring.prediction import load_predictor
 from measuring.statistics import pearson, spearman, standardised, statistics
 from models import save_network
 from task_configs import get_task
@@ -103,12 +104,12 @@ def test_demo_pictures(task, tmp_path, compare):
 @torch.no_grad()
 def exact_levels(task: str, models: Path, images: list[Path]) -> dict[str, np.ndarray]:
     """The demo's grey levels, {name of the picture: (H, W) or (H, W, 3)}, from float64."""
-    predictor = load_predictor(task, VARIANTS, None, str(models), torch.device("cpu"))
+    predictor = load_predictor(task, choose_networks(task, models_dir=models), torch.device("cpu"))
     for network in predictor.networks.values():
         network.double()
     levels = {}
     for path in images:
-        values = predictor.prepare(open_image(path), None)[None].double()
+        values = predictor.prepare(open_image(path), None)[0][None].double()
         for variant, network in predictor.networks.items():
             found = network(values)[0].clamp(0, 1).mul(255).byte()
             levels[f"{path.stem}_{task}_{variant}"] = found.permute(1, 2, 0).squeeze(-1).numpy()

@@ -1,0 +1,152 @@
+"""Choice of the networks rgb → target that the demo compares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sources import DEMO_MODELS, STEMS, VARIANTS, checkpoint_names, find_variant
+from utils import UserError, check_one_of, log, read_job
+
+TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoints to load, {label: file}, and one line that describes them.
+
+    The labels are "baseline" and "consistency", or come from the files' names.
+    `stands_in`: these are the shipped rooms networks because no others were found.
+    """
+
+    paths: dict[str, Path]
+    note: str
+    stands_in: bool = False
+
+
+def choose_networks(
+    task: str,
+    *,
+    checkpoint: Sequence[str | Path] | None = None,
+    model: str | None = None,
+    models_dir: str | Path | None = None,
+    variants: Sequence[str] = VARIANTS,
+) -> Choice:
+    """Choose the networks of a task: normal, depth or reshading. The first rule that applies:
+
+    1. `checkpoint`: these files; of a folder, all of its networks for the task.
+    2. `model` rooms: the networks shipped with the project.
+    3. Those of the `variants` that are in `models_dir` (default: models/ of the job's base
+       folder), one is enough.
+    4. If neither `models_dir` nor `model` is given: the networks shipped with the project.
+
+    Logs the checkpoints in `models_dir` that are passed over, with the reason. Raises UserError
+    if there is no network.
+    """
+    check_one_of("model", model or "rooms", ("published", "rooms"))
+    if checkpoint is not None:
+        if model is not None or models_dir is not None:
+            raise UserError("`checkpoint` names the networks: give no `model` and no `models_dir`")
+        paths = _given(task, [Path(entry) for entry in checkpoint])
+        return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}")
+    if model == "rooms" and models_dir is not None:
+        raise UserError("`model` rooms are those shipped with the project: no `models_dir`")
+    folder = Path(models_dir) if models_dir is not None else read_job().models_dir
+    paths = _variants_in(folder, TARGETS[task], variants) if model != "rooms" else {}
+    missing = ", ".join(checkpoint_names(TARGETS[task], v)[0] for v in variants if v not in paths)
+    if model != "rooms":
+        _log_passed_over(folder, task, paths, variants)
+    if paths:
+        rest = f" (there is no {missing})" if missing else ""
+        return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}{rest}")
+    if model is None and models_dir is None or model == "rooms":
+        stands_in = model is None
+        reason = f", as {folder} has no {missing}" if stands_in else ""
+        note = (
+            f"networks: the small ones shipped with the project, trained on rendered rooms"
+            f"{reason}; for others {_ways(task)}"
+        )
+        return Choice(_variants_in(DEMO_MODELS, TARGETS[task], variants), note, stands_in)
+    raise UserError(f"no {missing.replace(', ', ' or ')} in {folder}: {_ways(task)}")
+
+
+def _ways(task: str) -> str:
+    return (
+        f"name a run's folder or a file with `checkpoint` (python -m train "
+        f"multiperceptual_{task} trains one), or fetch the published ones with "
+        f"tools/download_models.sh"
+    )
+
+
+def _variants_in(folder: Path, target: str, variants: Sequence[str]) -> dict[str, Path]:
+    return {v: path for v in variants if (path := find_variant([folder], target, v))}
+
+
+# ---- given checkpoints --------------------------------------------------------------
+
+
+def _given(task: str, entries: Sequence[Path]) -> dict[str, Path]:
+    """Return the networks of files and folders, {label: file}."""
+    files = [file for entry in entries for file in _files_of(task, entry)]
+    for file in files:
+        others = [t for t, name in TARGETS.items() if t != task and _suffix(file, name) is not None]
+        if others and _suffix(file, TARGETS[task]) is None:
+            raise UserError(f"{file} is a network rgb → {others[0]}: `task` {others[0]} shows it")
+    labels = [_label(file, task) for file in files]
+    if len(set(labels)) < len(labels):
+        labels = [f"{file.resolve().parent.name}_{_label(file, task)}" for file in files]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"`checkpoint` names a network twice: {', '.join(map(str, files))}")
+    return dict(zip(labels, files, strict=True))
+
+
+def _files_of(task: str, entry: Path) -> list[Path]:
+    if not entry.is_dir():
+        return [entry]  # reading it says what is wrong, if anything
+    names = [f"{stem}{end}.pth" for end in ("_baseline", "", "_consistency")
+             for stem in STEMS[TARGETS[task]]]  # fmt: skip
+    files = [entry / name for name in names if (entry / name).is_file()]
+    if not files:
+        there = ", ".join(sorted(file.name for file in entry.glob("*.pth"))[:5]) or "none"
+        raise UserError(
+            f"no network rgb → {task} in {entry}: looked for {', '.join(names)}; "
+            f"checkpoints there: {there}"
+        )
+    return files
+
+
+def _suffix(file: Path, target: str) -> str | None:
+    """Return what follows rgb2{target} in the file's name: "", "_consistency", …, else None."""
+    rests = [file.stem.removeprefix(s) for s in STEMS[target] if file.stem.startswith(s)]
+    rests = [rest for rest in rests if not rest or rest[0] == "_"]
+    return min(rests, key=len, default=None)
+
+
+def _label(file: Path, task: str) -> str:
+    """Return a network's label: "consistency" for rgb2normal_consistency.pth, …
+
+    The network of a run that trained a transfer, rgb2normal.pth, is a baseline.
+    """
+    suffix = _suffix(file, TARGETS[task])
+    return file.stem if suffix is None else suffix.removeprefix("_") or "baseline"
+
+
+# ---- the models folder --------------------------------------------------------------
+
+
+def _log_passed_over(
+    folder: Path, task: str, paths: dict[str, Path], variants: Sequence[str]
+) -> None:
+    """Log a warning for each network of the task in `folder` that is not used."""
+    target = TARGETS[task]
+    known = [name for variant in VARIANTS for name in checkpoint_names(target, variant)]
+    for file in sorted(folder.glob("rgb2*.pth")) + sorted(folder.glob("rgb2*.safetensors")):
+        if _suffix(file, target) is None or file in paths.values():
+            continue
+        variant = next((v for v in VARIANTS if file.name in checkpoint_names(target, v)), None)
+        if variant is None:
+            reason = f"its name is none of {', '.join(known)}"
+        elif variant not in variants:
+            continue  # not asked for
+        else:
+            reason = f"{paths[variant].name} comes first"
+        log.warning("passing over %s: %s; `checkpoint` %s uses it", file, reason, file)
