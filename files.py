@@ -1,10 +1,12 @@
 """Atomic file writing, and JSON files."""
 
+import fcntl
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils import UserError, reason_of
@@ -30,6 +32,25 @@ def check_writable(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from None
     return folder
+
+
+@contextmanager
+def only_process_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder within the block; the system releases it if the process dies.
+
+    Raises UserError if another process holds it. File systems without locks are not locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing into {folder}: wait for its end") from None
+        except OSError:  # e.g. a folder on NFS
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:

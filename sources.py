@@ -2,14 +2,18 @@
 
 Folders given by the user are used as given. The default data are the job's `data` folder or,
 if that holds none, the embedded rooms, which are rendered on first use. The default networks
-are those in the job's `models` folder. Missing ones are taken from the shipped rooms networks,
-if these have the run's scale.
+are those in the job's `models` folder, then those that `scripts.train_edges` has trained, in
+`models/trained`. Missing ones are taken from the shipped rooms networks, if these have the run's
+scale.
 """
 
+import shlex
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from files import check_writable
@@ -18,10 +22,12 @@ from models import load_network, read_weights, recorded_scale
 from modules import ResNetClass
 from rooms.writing import make_rooms
 from transfers import TRANSFERS, Scale, Transfer
-from utils import ROOT, Job, UserError, log
+from utils import ROOT, Job, UserError, as_arguments, log
 
 SHIPPED = ROOT / "assets" / "rooms_models"
 DEMO_MODELS = ROOT / "assets" / "demo_models"
+CONNECT_SECONDS = 15  # without an answer, after which a download is given up
+TRAINED = "trained"  # folder of networks trained here, inside the job's models folder
 
 # ---- checkpoints by name ------------------------------------------------------------
 
@@ -71,19 +77,28 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
     """Return ResNet-50's ImageNet weights with the parameter names of ResNetClass.
 
     They are read from `models_dir` if the file exists, and otherwise downloaded by
-    torchvision. Raises OSError if the download fails.
+    torchvision, which keeps them in its cache. Raises OSError if the download fails.
     """
+    path = Path(models_dir) / transfer.checkpoint
+    weights = read_weights(path)[0] if path.is_file() else _downloaded_imagenet()
+    return {n if n.startswith("resnet.") else f"resnet.{n}": v for n, v in weights.items()}
+
+
+def _downloaded_imagenet() -> dict[str, Tensor]:
     from torchvision.models import ResNet50_Weights
 
-    path = Path(models_dir) / transfer.checkpoint
-    if path.is_file():
-        weights = read_weights(path)[0]
-    else:
-        try:
-            weights = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        except RuntimeError as error:  # wrong checksum of the download
-            raise OSError(str(error)) from None
-    return {n if n.startswith("resnet.") else f"resnet.{n}": v for n, v in weights.items()}
+    weights = ResNet50_Weights.IMAGENET1K_V1
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not cached.is_file():
+        log.info("fetching ImageNet's ResNet-50 (98 MB) from %s", weights.url)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_SECONDS)  # urllib would wait for minutes
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except RuntimeError as error:  # wrong checksum of the download
+        raise OSError(str(error)) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 # ---- sources of a program -----------------------------------------------------------
@@ -93,14 +108,32 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
 class Sources:
     """The data, models folders and scale of a run.
 
-    `models_dirs` are searched in order. `embedded` is True if no data were given and the
-    embedded rooms are used.
+    `models_dirs` are searched in order. `install_dir` is the folder for networks that a run
+    installs. `embedded` is True if no data were given and the embedded rooms are used.
+    `arguments` are the command-line arguments that chose all this, "" if there were none.
     """
 
     data_dirs: list[Path]
     models_dirs: list[Path]
     scale: Scale
     embedded: bool
+    install_dir: Path
+    arguments: str = ""
+
+    @property
+    def data_text(self) -> str:
+        """The data folders, in words."""
+        rooms = " (the embedded rooms; `data_dirs` names other data)" if self.embedded else ""
+        return ", ".join(map(str, self.data_dirs)) + rooms
+
+    @property
+    def networks_text(self) -> str:
+        """The networks' scale and folders, and the parameters that change them, in words."""
+        folders = ", then ".join(map(str, self.models_dirs))
+        return (
+            f"{self.scale}, weights from {folders} (`image_size`, `width`, `levels`, "
+            f"`models_dir` choose others)"
+        )
 
     def find(self, transfer: Transfer) -> Path | None:
         """Return the transfer's checkpoint in the first models folder that has it, or None."""
@@ -115,11 +148,17 @@ class Sources:
         path = self.find(transfer)
         if path is None:
             places = " and ".join(map(str, self.models_dirs))
+            train = f"python -m scripts.train_edges {needed_by or transfer.name} {self.arguments}"
+            shipped = ""
+            if SHIPPED not in self.models_dirs and (SHIPPED / transfer.checkpoint).is_file():
+                shipped = (
+                    f", or take the small networks shipped with the project, trained on rendered "
+                    f"rooms, with `models_dir` {_relative(SHIPPED)}"
+                )
             raise UserError(
                 f"no checkpoint {transfer.checkpoint} ({transfer.source} → {transfer.target}) in "
-                f"{places}: train it with `python -m scripts.train_edges "
-                f"{needed_by or transfer.name}`, fetch it with tools/download_models.sh, "
-                f"or name its folder with `models_dir`"
+                f"{places}: train it with `{train.strip()}`, fetch it with "
+                f"tools/download_models.sh, name its folder with `models_dir`{shipped}"
             )
         return path
 
@@ -138,42 +177,59 @@ class Sources:
         return network
 
 
+def _relative(path: Path) -> Path:
+    """Return the path relative to the current folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def settle(
     job: Job,
     data_dirs: Sequence[str] | None = None,
     models_dir: str | None = None,
     scale: tuple[int | None, int | None, int | None] = (None, None, None),
     quiet: bool = False,
-    new_models: bool = False,
+    installs: bool = False,
 ) -> Sources:
-    """Choose the sources of a training run. Logs the choice and the parameters that change it.
+    """Choose the sources of a training run.
 
     `scale` is (image_size, width, levels); None stands for the value that the checkpoints
-    record. `new_models`: the run saves networks, so the models folder need not exist yet.
-    Raises UserError if a folder does not exist or cannot be used.
+    record. `installs`: the run saves networks into the folder `install_dir` of the result,
+    which need not exist yet. Raises UserError if a folder does not exist or cannot be used.
     """
     given_dirs = _named_data(job, data_dirs)
     folders = [_rooms(job, quiet)] if given_dirs is None else given_dirs
-    models = Path(models_dir) if models_dir is not None else job.models_dir
-    if new_models:  # fail now rather than after hours of training
-        check_writable(models)
-    elif models_dir is not None and not models.is_dir():
-        raise UserError(f"no models folder {models}")
+    install_dir = Path(models_dir) if models_dir is not None else job.models_dir / TRAINED
+    if installs:  # fail now rather than after hours of training
+        check_writable(install_dir)
+    elif models_dir is not None and not install_dir.is_dir():
+        raise UserError(f"no models folder {models_dir}")
     shipped = find_scale(SHIPPED, TRANSFERS.values())
-    default = find_scale(models, TRANSFERS.values())
-    if default is None:
-        default = shipped if shipped and given_dirs is None else Scale()
-    chosen = default.with_overrides(*scale)
-    models_dirs = [models] + ([SHIPPED] if models_dir is None and chosen == shipped else [])
-    log.info(
-        "data: %s%s", ", ".join(map(str, folders)),
-        "" if given_dirs is not None else " (the embedded rooms; `data_dirs` DIR names other data)",
+    fallback = shipped if shipped and given_dirs is None else Scale()
+    own = [install_dir] if models_dir is not None else own_models(job)
+    chosen = (_first_scale(own) or fallback).with_overrides(*scale)
+    models_dirs = own + ([SHIPPED] if models_dir is None and chosen == shipped else [])
+    given: dict[str, object] = {"data_dirs": data_dirs, "models_dir": models_dir}
+    given |= dict(zip(("image_size", "width", "levels"), scale, strict=True))
+    return Sources(
+        folders, models_dirs, chosen, given_dirs is None, install_dir,
+        shlex.join(as_arguments(given)),
     )  # fmt: skip
-    log.info(
-        "networks: %s, weights from %s (`image_size`, `width`, `levels`, `models_dir` choose "
-        "others)", chosen, ", then ".join(map(str, models_dirs)),
-    )  # fmt: skip
-    return Sources(folders, models_dirs, chosen, embedded=given_dirs is None)
+
+
+def own_models(job: Job) -> list[Path]:
+    """Return the job's folders of networks in the order in which they are searched.
+
+    The networks trained here count only if they have the scale of the others.
+    """
+    models, trained = job.models_dir, job.models_dir / TRAINED
+    scale = find_scale(models, TRANSFERS.values())
+    fits = scale is None or find_scale(trained, TRANSFERS.values()) in (scale, None)
+    return [models, trained] if trained.is_dir() and fits else [models]
+
+
+def _first_scale(folders: Sequence[Path]) -> Scale | None:
+    scales = (find_scale(folder, TRANSFERS.values()) for folder in folders)
+    return next((scale for scale in scales if scale), None)
 
 
 def _named_data(job: Job, data_dirs: Sequence[str] | None) -> list[Path] | None:
@@ -205,14 +261,15 @@ def settle_measuring(
     labelled: bool = True,
     quiet: bool = False,
 ) -> Sources:
-    """Choose the sources of a program that only measures. Like `settle`, with two differences:
+    """Choose the sources of a program that only measures, and log them.
 
-    If the job's models folder has no networks, the shipped rooms networks are used on any
-    data. Unless `labelled`, no data set is chosen (or rendered).
+    Unlike in `settle`, the shipped rooms networks are used on any data if the job's models
+    folder has no networks. Unless `labelled`, no data set is chosen (or rendered).
     """
-    models = Path(models_dir) if models_dir is not None else job.models_dir
+    own = own_models(job) if models_dir is None else [Path(models_dir)]
+    models = own[0]
     shipped = find_scale(SHIPPED, TRANSFERS.values())
-    stands_in = models_dir is None and not find_scale(models, TRANSFERS.values())
+    stands_in = models_dir is None and not _first_scale(own)
     if stands_in and shipped:
         default = shipped.with_overrides(*scale)
         scale = default.image_size, default.width, default.levels
@@ -222,10 +279,13 @@ def settle_measuring(
                 "on rooms (tools/download_models.sh fetches the published ones)", models,
             )  # fmt: skip
     if labelled:
-        return settle(job, data_dirs, models_dir, scale, quiet)
+        sources = settle(job, data_dirs, models_dir, scale, quiet)
+        log.info("data: %s", sources.data_text)
+        log.info("networks: %s", sources.networks_text)
+        return sources
     if not models.is_dir() and not (stands_in and shipped):
         raise UserError(f"no models folder {models}")
-    chosen = (find_scale(models, TRANSFERS.values()) or Scale()).with_overrides(*scale)
-    folders = [models] + ([SHIPPED] if models_dir is None and chosen == shipped else [])
+    chosen = (_first_scale(own) or Scale()).with_overrides(*scale)
+    folders = own + ([SHIPPED] if models_dir is None and chosen == shipped else [])
     log.info("networks: %s, weights from %s", chosen, ", then ".join(map(str, folders)))
-    return Sources([], folders, chosen, embedded=False)
+    return Sources([], folders, chosen, embedded=False, install_dir=models)

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +21,22 @@ from devices import Ranks, free_memory, start_ranks, stop_ranks
 from label_cache import Budget, LabelCache
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
-from models import load_network, save_network
+from measuring.demo_networks import TARGETS
 from sources import Sources, settle
-from training.data import Part, default_steps, find_parts, make_realities, reads_of
+from training.announcement import announcement
+from training.data import (
+    Part,
+    default_steps,
+    find_parts,
+    held_out_part,
+    kind_of_views,
+    make_realities,
+    reads_of,
+)
+from training.inputs import inputs_of
+from training.installing import install, installed_file
 from training.loop import NotFinite, Plan, Trainer
-from training.networks import build_graph, prepare_graph
+from training.networks import build_graph
 from training.options import (
     ComputeOptions,
     DataOptions,
@@ -40,7 +52,15 @@ from training.options import (
     objective_of,
 )
 from training.output import RunOutput
-from training.run_folder import find_folder, new_folder, recorded_options
+from training.run_folder import (
+    begun,
+    check_unchanged,
+    claimed,
+    find_folder,
+    new_folder,
+    record_installed,
+    recorded_options,
+)
 from training.stopping import Stop, Stopped, stoppable
 from transfers import Scale
 from utils import UserError, command_line, folding_flags, log, read_job, seed_everything
@@ -70,34 +90,38 @@ def main(
     options = Options(config, data, networks, losses, compute, run)
     ranks, device = start_ranks()
     try:
-        folder = None
+        resumed = None
         if run.resume:
-            folder = find_folder(run.resume, results_dir(options), config)
-            options = recorded_options(folder, options, ranks.count)
-        return train(options, folder, ranks, device)
+            resumed = find_folder(run.resume, results_dir(options), config)
+            options = recorded_options(resumed, options, ranks.count)
+        objective = objective_of(options)
+        check_options(options, objective)
+        folder = resumed or ranks.from_first(new_run(options, ranks) if ranks.first else None)
+        with claimed(folder, is_new=not resumed) if ranks.first else nullcontext():
+            return train(options, objective, folder, resumed is not None, ranks, device)
     finally:
         stop_ranks()
 
 
 def train(
-    options: Options, resumed: Path | None, ranks: Ranks, device: torch.device
+    options: Options,
+    objective: Objective,
+    folder: Path,
+    resumed: bool,
+    ranks: Ranks,
+    device: torch.device,
 ) -> dict[str, dict[str, float]]:
-    """Train a new run, or resume the one in the folder `resumed`.
+    """Train a new run in its folder, or resume the one that is there.
 
     Returns the closing table, {column: {row: value}}.
     """
-    # ---- objective ----
-    objective = objective_of(options)
-    check_options(options, objective)
     seed_everything(options.run.seed)
 
     # ---- data and networks ----
     with ranks.first_before_others():  # the first rank may have to render the embedded rooms
         sources = find_sources(options, objective)
-    graph, losses = build_graph(objective, sources, options.networks)
-    graph = prepare_graph(graph, options.compute, device)
-    reads = reads_of(objective.config, losses, objective.by_win_rate)
-    parts = find_parts(reads, sources, options.data)
+    parts = find_parts(reads_of(objective), sources, options.data)
+    graph, losses, files = build_graph(objective, sources, options, device)
     defaults = defaults_for(objective, sources.embedded, options.data.fast)
     batch_size = options.run.batch_size or defaults.batch_size
     realities = make_realities(
@@ -106,19 +130,19 @@ def train(
 
     # ---- plan, folder and record of the run ----
     plan = make_plan(options, objective, losses, defaults, realities, ranks)
-    folder = resumed or ranks.from_first(new_run(options) if ranks.first else None)
-    windows = VisdomWindows(read_job().name, options.run.visdom_server, options.run.visdom_port)
-    record = plan.record() | describe(options, objective, sources, parts, ranks.count, losses)
+    record = plan.record() | describe(options, objective, sources, parts, files, losses, ranks)
     record |= {"device": str(device), "batch_size": batch_size}
-    output = RunOutput(
-        folder, record, graph, objective.config, realities, ranks, windows, resumed is not None
-    )
+    if resumed:
+        check_unchanged(folder, record, options.run.resume_anyway)
+    if ranks.first:
+        log.info("%s", announcement(options, objective, plan, sources, parts, record, folder))
+    windows = VisdomWindows(read_job().name, options.run.visdom_server, options.run.visdom_port)
+    output = RunOutput(folder, record, graph, objective.config, realities, ranks, windows, resumed)
     checkpoint = folder / f"{objective.transfer.name}{'' if objective.row else '_consistency'}.pth"
 
     # ---- measure, train, measure again ----
     labels = label_caches(options, realities)
-    held_out = "test" if "test" in realities else "val"
-
+    held_out = held_out_part(parts)
     measure_held_out = partial(
         measure, graph, objective.config, losses, realities[held_out], ranks, labels[held_out]
     )
@@ -137,7 +161,7 @@ def train(
             output.end_phase(column, measure_held_out())
 
     # ---- results ----
-    conclude(options, objective, sources, output, checkpoint)
+    conclude(options, objective, sources, output, checkpoint, kind_of_views(parts))
     return output.columns
 
 
@@ -162,6 +186,8 @@ def fit(
         # ---- resume, or validate the initial network ----
         if output.training:
             trainer.load_state_dict(output.training)
+            if trainer.done:
+                log.info("the run in %s has already taken all its steps", output.folder)
         else:
             trainer.validate()
         # ---- epochs ----
@@ -203,19 +229,22 @@ def results_dir(options: Options) -> Path:
     return Path(results) if results else read_job().results_dir
 
 
-def new_run(options: Options) -> Path:
+def new_run(options: Options, ranks: Ranks) -> Path:
     """Make the folder of a new run."""
-    return new_folder(results_dir(options), str(options.config))
+    return new_folder(results_dir(options), options, ranks.count)
 
 
 def find_sources(options: Options, objective: Objective) -> Sources:
     """Return the data folders, model folders and network scale of the run."""
     networks = options.networks
     scale = networks.image_size, networks.width, networks.levels
-    return settle(
+    sources = settle(
         read_job(), options.data.data_dirs, networks.models_dir, scale, options.run.quiet,
-        new_models=objective.row is not None,
+        installs=networks.install,
     )  # fmt: skip
+    if networks.install:  # fail now rather than after hours of training
+        installed_file(objective, sources, networks.force)
+    return sources
 
 
 def make_plan(
@@ -272,21 +301,21 @@ def describe(
     objective: Objective,
     sources: Sources,
     parts: Mapping[str, Part],
-    processes: int,
+    files: Mapping[str, Path],
     losses: list[str],
+    ranks: Ranks,
 ) -> dict:
     """Return what run.json records besides the plan: options, data, networks and versions."""
     return {
-        "config": objective.name,
+        **begun(options, ranks.count),
         "init": objective.init,
-        "processes": processes,
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "arguments": options.flags() | {"resume": False},
+        "trains": objective.transfer.name,
         "data": [str(folder) for folder in sources.data_dirs],
         "models": [str(folder) for folder in sources.models_dirs],
         **sources.scale.record(),
         "left_out": [name for name in objective.perceptual if name not in losses],
         "views": {name: len(part.views) for name, part in parts.items()},
+        "inputs": ranks.from_first(inputs_of(files, parts) if ranks.first else None),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -301,10 +330,11 @@ def conclude(
     sources: Sources,
     output: RunOutput,
     checkpoint: Path,
+    views: str,
 ) -> None:
-    """Report bad files, write and print the closing table, and save a transfer's network.
+    """Report bad files, write and print the closing table, and install the network if asked.
 
-    The network goes into the models folder, in float16. Only the first rank writes and prints.
+    `views` describes the views of the table. Only the first rank writes and prints.
     """
     for reality in output.realities.values():
         if reality.bad.files:
@@ -313,16 +343,21 @@ def conclude(
     if not output.ranks.first:
         return
     output.save_table()
-    print("\n" + table(output.columns))
-    if objective.row and not options.run.visualize:
-        network = output.graph.target
-        saved = sources.models_dirs[0] / objective.row.checkpoint
-        load_network(network, checkpoint)
-        save_network(saved, network, sources.scale, half=True, **output.made_by)
-        print(f"network:    {saved}")
-    elif not options.run.visualize:
+    installed = replaced = None
+    if options.networks.install:  # before anything is printed: the terminal may be gone
+        installed = installed_file(objective, sources, options.networks.force)
+        replaced = install(checkpoint, installed, objective, sources)
+        record_installed(output.folder, installed)
+    print("\n" + table(output.columns, views))
+    if not options.run.visualize:
         print(f"checkpoint: {checkpoint}")
+    if installed:
+        print(f"installed:  {installed}{f' (the one before: {replaced})' if replaced else ''}")
     print(f"pictures:   {output.folder}")
+    task = next((t for t, name in TARGETS.items() if name == objective.transfer.target), None)
+    if task and objective.transfer.source == "rgb" and not options.run.visualize:
+        shown = f"--task {task} --checkpoint {shlex.quote(str(output.folder))}"
+        print(f"try it:     python demo.py {shown} --img-path IMAGE")
 
 
 if __name__ == "__main__":

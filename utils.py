@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -142,6 +142,18 @@ def folding_flags(main: Callable) -> Callable:
     return folded
 
 
+def as_arguments(flags: Mapping[str, object]) -> list[str]:
+    """Return command-line arguments for flags, {name: value}; None and False are left out."""
+    arguments = []
+    for name, value in flags.items():
+        if value is True:
+            arguments.append(_flag(name))
+        elif value is not None and value is not False:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            arguments.append(f"{_flag(name)}={text}")
+    return arguments
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -188,7 +200,7 @@ def help_text(main: Callable, program: str) -> str:
     entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
     texts = {name: " ".join(t.split()) for name, t in (e.split(": ", 1) for e in entries)}
     words, flags = [], []
-    hints = _hints(main)
+    hints = accepted(main)
     for name, parameter in inspect.signature(main).parameters.items():
         default, text = parameter.default, texts.get(name, "")
         if default is parameter.empty:
@@ -211,8 +223,11 @@ def help_text(main: Callable, program: str) -> str:
     return "\n".join([usage, "", description.rstrip(), "", *lines])
 
 
-def _hints(main: Callable) -> dict[str, set[type]]:
-    """Return the types that each parameter accepts, except None: {name: {bool, str, …}}."""
+def accepted(main: Any) -> dict[str, set[type]]:
+    """Return the types that each parameter of a function, or field of a dataclass, accepts.
+
+    None is left out: {name: {bool, str, …}}.
+    """
     types_by_name = {}
     for name, hint in typing.get_type_hints(main).items():
         members = typing.get_args(hint) if typing.get_origin(hint) is not list else (list,)
@@ -231,7 +246,7 @@ def _value_name(name: str, types: set[type]) -> str:
 
 def _check_words(main: Callable, arguments: Sequence[str]) -> None:
     """Raise UserError for arguments that `main` does not accept, and for missing ones."""
-    hints, parameters = _hints(main), inspect.signature(main).parameters
+    hints, parameters = accepted(main), inspect.signature(main).parameters
     flags = {_flag(name): p for name, p in parameters.items()}
     words = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
     missing = {flag for flag, p in flags.items() if p.default is p.empty}
@@ -266,7 +281,7 @@ def _check_words(main: Callable, arguments: Sequence[str]) -> None:
 
 def _converting(main: Callable) -> Callable:
     """Wrap `main` for Fire: take every value as a string and convert it by the type hints."""
-    signature, hints = inspect.signature(main), _hints(main)
+    signature, hints = inspect.signature(main), accepted(main)
 
     def run(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
@@ -351,7 +366,7 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
         raise UserError(f"{path} names {fields[-1]}, and there is no such user") from None
 
 
-# ---- seeds, choices -----------------------------------------------------------------
+# ---- seeds, durations, choices -----------------------------------------------------------------
 
 
 def seed_everything(seed: int) -> None:
@@ -359,6 +374,19 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, to two digits or so: 40 s, 7 min, 2 h 10 min, 3 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours / 24:.0f} days"
 
 
 def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:

@@ -69,8 +69,11 @@ def measure(
     }
 
 
-def table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Format measurements side by side, with the change from the first column in per cent."""
+def table(columns: Mapping[str, Mapping[str, float]], views: str = "held-out views") -> str:
+    """Format measurements side by side, with the change from the first column in per cent.
+
+    `views` says which views were measured; it heads the first column.
+    """
     (first, start), *others = columns.items()
     rows = []
     for name, value in start.items():
@@ -79,4 +82,4 @@ def table(columns: Mapping[str, Mapping[str, float]]) -> str:
             change = f"{100 * (column[name] / value - 1):+6.2f} %" if value else f"{'–':>8}"
             cells.append(f"{column[name]:.3f} ({change})")
         rows.append(cells)
-    return text_table(["held-out views", first, *(name for name, _ in others)], rows)
+    return text_table([views, first, *(name for name, _ in others)], rows)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sources import DEMO_MODELS, STEMS, VARIANTS, checkpoint_names, find_variant
+from sources import DEMO_MODELS, STEMS, VARIANTS, checkpoint_names, find_variant, own_models
 from utils import UserError, check_one_of, log, read_job
 
 TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
@@ -36,7 +36,7 @@ def choose_networks(
     1. `checkpoint`: these files; of a folder, all of its networks for the task.
     2. `model` rooms: the networks shipped with the project.
     3. Those of the `variants` that are in `models_dir` (default: models/ of the job's base
-       folder), one is enough.
+       folder, then models/trained there), one is enough.
     4. If neither `models_dir` nor `model` is given: the networks shipped with the project.
 
     Logs the checkpoints in `models_dir` that are passed over, with the reason. Raises UserError
@@ -50,23 +50,24 @@ def choose_networks(
         return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}")
     if model == "rooms" and models_dir is not None:
         raise UserError("`model` rooms are those shipped with the project: no `models_dir`")
-    folder = Path(models_dir) if models_dir is not None else read_job().models_dir
-    paths = _variants_in(folder, TARGETS[task], variants) if model != "rooms" else {}
+    folders = [Path(models_dir)] if models_dir is not None else own_models(read_job())
+    paths = _variants_in(folders, TARGETS[task], variants) if model != "rooms" else {}
     missing = ", ".join(checkpoint_names(TARGETS[task], v)[0] for v in variants if v not in paths)
     if model != "rooms":
-        _log_passed_over(folder, task, paths, variants)
+        for folder in folders:
+            _log_passed_over(folder, task, paths, variants)
     if paths:
         rest = f" (there is no {missing})" if missing else ""
         return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}{rest}")
     if model is None and models_dir is None or model == "rooms":
         stands_in = model is None
-        reason = f", as {folder} has no {missing}" if stands_in else ""
+        reason = f", as {folders[0]} has no {missing}" if stands_in else ""
         note = (
             f"networks: the small ones shipped with the project, trained on rendered rooms"
             f"{reason}; for others {_ways(task)}"
         )
-        return Choice(_variants_in(DEMO_MODELS, TARGETS[task], variants), note, stands_in)
-    raise UserError(f"no {missing.replace(', ', ' or ')} in {folder}: {_ways(task)}")
+        return Choice(_variants_in([DEMO_MODELS], TARGETS[task], variants), note, stands_in)
+    raise UserError(f"no {missing.replace(', ', ' or ')} in {folders[0]}: {_ways(task)}")
 
 
 def _ways(task: str) -> str:
@@ -77,8 +78,8 @@ def _ways(task: str) -> str:
     )
 
 
-def _variants_in(folder: Path, target: str, variants: Sequence[str]) -> dict[str, Path]:
-    return {v: path for v in variants if (path := find_variant([folder], target, v))}
+def _variants_in(folders: Sequence[Path], target: str, variants: Sequence[str]) -> dict[str, Path]:
+    return {v: path for v in variants if (path := find_variant(folders, target, v))}
 
 
 # ---- given checkpoints --------------------------------------------------------------
@@ -145,7 +146,7 @@ def _log_passed_over(
         variant = next((v for v in VARIANTS if file.name in checkpoint_names(target, v)), None)
         if variant is None:
             reason = f"its name is none of {', '.join(known)}"
-        elif variant not in variants:
+        elif variant not in paths:
             continue  # not asked for
         else:
             reason = f"{paths[variant].name} comes first"

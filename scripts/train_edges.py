@@ -18,7 +18,7 @@ from energy import energy_configs, get_config
 from graph import edges_of
 from sources import settle
 from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
-from utils import UserError, command_line, folding_flags, nearest, read_job
+from utils import UserError, as_arguments, command_line, folding_flags, nearest, read_job
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class TrainerOptions:
         dataaug: the published augmentation.
         data_dirs: folders with data, comma-separated.
         split: a split file.
-        models_dir: where networks are looked for and saved (default: models/ of the job's
-            base folder; the shipped networks count as there).
+        models_dir: where networks are looked for and installed (default: installed into
+            models/trained of the job's base folder; those in models/ and the shipped ones
+            count as there).
         image_size: pixels of the images' side.
         width: channels of the networks' first level.
         levels: halvings of the image in the deepest networks (see python -m train --help).
@@ -68,14 +69,15 @@ def main(
     """Train the networks that a configuration needs and the models folder lacks.
 
     Networks between domains first, then those from rgb, each on its ground truth alone
-    (python -m train TRANSFER). What is there already is left as it is, so an interrupted
-    run goes on where it stopped.
+    (python -m train TRANSFER --install). What is there already is left as it is, so an
+    interrupted run goes on where it stopped.
 
     Example: python -m scripts.train_edges multiperceptual_normal
 
     Args:
         config: an energy configuration, a transfer (normal2reshading), or all: every row.
-        again: train what is there already as well.
+        again: train what is there already as well; a network that is replaced is kept under
+            another name.
         trainer: the module that trains, or a file of your own that adds rows to the tables
             and starts the trainer (my_domain.py).
     """
@@ -84,17 +86,21 @@ def main(
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
     scale = options.image_size, options.width, options.levels
-    sources = settle(read_job(), options.data_dirs, options.models_dir, scale, new_models=True)
+    sources = settle(read_job(), options.data_dirs, options.models_dir, scale, installs=True)
     missing = [row for row in needed if again or sources.find(row) is None]
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
           f"{len(missing)} to train", flush=True)  # fmt: skip
     start = time.monotonic()
-    flags = asdict(options) | sources.scale.record() | {"quiet": True}
+    flags = asdict(options) | sources.scale.record() | {"quiet": True, "install": True}
+    flags |= {"force": again, "models_dir": str(sources.install_dir)}
     for row in tqdm(missing, desc="networks", unit="network", disable=None):
-        tqdm.write(f"\n==== {row.name} → {sources.models_dirs[0] / row.checkpoint}")
+        tqdm.write(f"\n==== {row.name} → {sources.install_dir / row.checkpoint}")
         if status := _run(trainer, row.name, flags):
             sys.exit(status)  # the trainer has printed the error
-    print(f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s")
+    print(
+        f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s"
+        + (f"; they are in {sources.install_dir}" if missing else "")
+    )
 
 
 def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:
@@ -103,7 +109,7 @@ def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:
     SIGTERM is forwarded to the child, which saves its state before it exits.
     """
     command = [sys.executable, *([trainer] if trainer.endswith(".py") else ["-m", trainer])]
-    process = subprocess.Popen([*command, transfer, *_as_arguments(flags)])
+    process = subprocess.Popen([*command, transfer, *as_arguments(flags)])
     handlers: dict[int, Any] = {
         signal.SIGINT: signal.SIG_IGN,  # a terminal sends it to the child as well
         signal.SIGTERM: lambda number, frame: process.send_signal(number),
@@ -115,19 +121,6 @@ def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
-
-
-def _as_arguments(flags: Mapping[str, object]) -> list[str]:
-    """Convert flags to command-line arguments."""
-    arguments = []
-    for name, value in flags.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            arguments.append(flag)
-        elif value not in (None, False):
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            arguments.append(f"{flag}={text}")
-    return arguments
 
 
 def _needed(name: str | None) -> list[Transfer]:

@@ -15,9 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Program
+from PIL import Image
 
 import training.loop
+from files import only_process_in
+from models import save_network
+from training.options import Options
+from training.run_folder import find_folder, recorded_options
 from training.states import load_state, save_state
+from transfers import TRANSFERS, Scale
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +142,7 @@ QUICK = {"random", "direct, second phase"}
 def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(runs, tmp_path, way):
     arguments, steps = WAYS[way]
     if way == "a row":
-        arguments += (f"--models-dir={tmp_path / 'new'}",)
+        arguments += (f"--models-dir={tmp_path / 'new'}", "--install", "--force")
     status, output = runs.start("whole", *arguments).finish()
     assert status == 0, output
     for number, step in enumerate(steps):
@@ -209,6 +215,129 @@ def test_what_a_resumed_run_may_be_asked_for(runs):
     assert runs.resume("parts", "example_normal").finish()[0] == 0
     assert last_state(folder)["training"]["progress"]["epoch"] == 3
     assert json.loads((folder / "run.json").read_text())["command"] == record["command"]
+
+
+# ---- on the same networks and views ---------------------------------------------------
+
+
+@pytest.fixture
+def stopped(rooms, networks, tmp_path):
+    """A run on copies of rooms and networks, stopped after two steps, with flags to resume."""
+    data, models = tmp_path / "data", tmp_path / "models"
+    shutil.copytree(rooms, data)
+    shutil.copytree(networks, models)
+    runs = Runs(data, models, tmp_path)
+    arguments = ("example_normal", "--k=1", "--random-select")
+    assert runs.start("parts", *arguments, prepare=signals_at(2)).finish()[0] == 143
+    return runs, data, models
+
+
+def replace_network(data, models):
+    row = TRANSFERS["normal", "principal_curvature"]
+    save_network(models / row.checkpoint, row.build(Scale(32, 8)), Scale(32, 8))
+    return "normal2curvature.pth is not the network that it began with"
+
+
+def remove_view(data, models):
+    for file in data.glob("agate_*/*/point_0_view_0_*"):
+        file.unlink()
+    return "train has 7 views, then 8"
+
+
+def overwrite_label(data, models):
+    file = next(data.glob("agate_normal/normal/*.png"))
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(file)
+    return "views of train or their files have changed"
+
+
+@pytest.mark.parametrize("change", [replace_network, remove_view, overwrite_label])
+def test_a_run_goes_on_with_the_networks_and_views_it_began_with(stopped, change):
+    """Otherwise no step is taken, unless that is asked for."""
+    runs, data, models = stopped
+    folder = runs.of("parts")
+    (tmp := folder.parent / "moved").mkdir()  # the folder's name and place do not count
+    sentence = change(data, models)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 2 and "Traceback" not in output
+    assert sentence in output.splitlines()[-1] and "--resume-anyway" in output.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    status, output = runs.resume("parts", "example_normal", "--resume-anyway").finish()
+    assert status == 0 and sentence in output, output
+    tmp.rmdir()
+
+
+def test_the_target_may_be_installed_while_its_run_is_stopped(stopped):
+    """The weights it started from are in the state."""
+    runs, _, models = stopped
+    row = TRANSFERS["rgb", "normal"]
+    save_network(models / row.checkpoint, row.build(Scale(32, 8)), Scale(32, 8))
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 0, output
+
+
+def test_the_run_started_last_goes_on_finished_or_not(runs):
+    arguments = ("example_normal", "--k=0", "--max-epochs=1")
+    assert runs.start("several", *arguments, prepare=signals_at(1)).finish()[0] == 143
+    older = runs.of("several")
+    assert runs.start("several", *arguments).finish()[0] == 0
+    # resuming the older one by its folder does not make it the last that was started
+    assert runs._start("several", f"--resume={older}", prepare=signals_at(1)).finish()[0] == 143
+    status, output = runs.resume("several", "example_normal").finish()
+    (newer,) = set((runs.folder / "several").iterdir()) - {older}
+    assert status == 0 and f"the run in {newer} has already taken all" in output
+    assert str(older) not in output
+    # a run killed before its first state exists, and begins again
+    for file in newer.iterdir():
+        if file.name != "run.json":
+            file.unlink()
+    status, output = runs.resume("several", "example_normal").finish()
+    assert status == 0 and "it begins again" in output
+    assert (newer / "evaluation.json").is_file()
+
+
+def test_two_processes_cannot_train_in_one_folder(stopped):
+    runs, _, _ = stopped
+    folder = runs.of("parts")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with only_process_in(folder):
+        status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 2 and f"another process is writing into {folder}" in output.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"processes": "two"},
+        {"arguments": []},
+        {"arguments": {"config": None}},
+        {"arguments": {"config": "example_normal", "k": "three"}},
+        {"arguments": {"config": "example_normal", "lr": [1]}},
+        {"inputs": 7, "arguments": {"config": "example_normal", "batch_size": 2.5}},
+    ],
+    ids=str,
+)
+def test_an_edited_record_is_one_sentence(tmp_path, changes):
+    record = {"config": "example_normal", "processes": 1, "schedule": "constant",
+              "arguments": Options("example_normal").flags()}  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert recorded_options(tmp_path, Options(), 1).config == "example_normal"
+    (tmp_path / "run.json").write_text(json.dumps(record | changes))
+    with pytest.raises(UserError, match="run.json was changed"):
+        recorded_options(tmp_path, Options(), 1)
+
+
+def test_records_that_cannot_be_read_are_passed_over(tmp_path, capsys):
+    for name, text in (("a", ""), ("b", "[" * 10**5), ("c", '{"config": "x", "started": "?"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    assert find_folder(True, tmp_path, "x") == tmp_path / "c"
+    assert capsys.readouterr().err.count("warning: passing over a run") == 2
+    with pytest.raises(UserError, match="no run of y"):
+        find_folder(True, tmp_path, "y")
+    with pytest.raises(UserError, match="no run's folder"):
+        find_folder("", tmp_path, None)
 
 
 # ---- killed -------------------------------------------------------------------------

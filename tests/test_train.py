@@ -1,6 +1,8 @@
 """The trainer by its command line, on small rendered data with fresh networks."""
 
+import hashlib
 import json
+import re
 import shutil
 
 import pytest
@@ -108,7 +110,12 @@ def test_the_other_ways_to_train(run, arguments):
         (("normal2reshading", "--random-select"), "error: without perceptual losses"),
         (("example_normal", "--mode=standard", "--random-select"), "error: --mode standard uses"),
         (("example_normal", "--visualize", "--compare-direct"), "error: --visualize stops before"),
-        (("normal2reshading", "--models-dir=/proc/none"), "error: cannot write into /proc/none"),
+        (
+            ("normal2reshading", "--models-dir=/proc/none", "--install"),
+            "error: cannot write into /proc/none",
+        ),
+        (("normal2reshading", "--force"), "error: --force is for --install"),
+        (("example_normal", "--resume-anyway"), "error: --resume-anyway is for --resume"),
         (("example_normal", "--max-epochs=0"), "error: --max-epochs has to be more than 0"),
         (("example_normal", "--num-workers=-1"), "error: --num-workers has to be 0 or more"),
         (("rgb2sobel_edges",), "error: rgb2sobel_edges has nothing to train"),
@@ -145,24 +152,113 @@ def test_a_domain_missing_for_half_the_views(run, rooms, tmp_path):
     assert status == 0, output
 
 
-def test_a_row_of_the_table_trains_and_is_saved_under_its_file(run, networks, tmp_path):
+def test_a_transfers_network_stays_in_its_run(run, networks, tmp_path):
+    """A trial of one network does not change what later runs use."""
     folder = shutil.copytree(networks, tmp_path / "models")
-    (folder / "normal2curvature.pth").unlink()
-    status, output, _ = run("normal2principal_curvature", f"--models-dir={folder}")
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+    status, output, results = run("normal2principal_curvature", f"--models-dir={folder}")
     assert status == 0, output
-    weights, record = read_weights(folder / "normal2curvature.pth")
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()} == before
+    weights, record = read_weights(run_folder(results) / "normal2principal_curvature.pth")
     assert (record["image_size"], record["width"], record["config"]) == (
         32, 8, "normal2principal_curvature")  # fmt: skip
     assert len(weights) == 28 and "val mse : n(x) -> y^" in output
 
 
+def test_installing_replaces_nothing_unless_forced(run, networks, tmp_path):
+    folder = shutil.copytree(networks, tmp_path / "models")
+    file = folder / "normal2curvature.pth"
+    before = file.read_bytes()
+    arguments = "normal2principal_curvature", f"--models-dir={folder}", "--install"
+    status, output, results = run(*arguments)
+    assert status == 2 and "--force replaces it" in output.splitlines()[-1]
+    assert not results.exists() and file.read_bytes() == before  # said before any training
+    status, output, results = run(*arguments, "--force")
+    assert status == 0, output
+    kept = folder / "normal2curvature_replaced_1.pth"
+    assert kept.read_bytes() == before and f"{file} (the one before: {kept})" in output
+    installed, record = read_weights(file)
+    trained, _ = read_weights(run_folder(results) / "normal2principal_curvature.pth")
+    assert all(torch.equal(installed[n], trained[n].half().float()) for n in trained)
+    assert (record["image_size"], record["config"]) == (32, "normal2principal_curvature")
+
+
+def test_a_finished_run_is_installed_afterwards(run, tmp_path):
+    status, output, results = run("example_normal", "--k=0")
+    assert status == 0, output
+    folder = tmp_path / "new"
+    status, output, _ = run(
+        f"--resume={run_folder(results)}", "--install", f"--models-dir={folder}", defaults=False
+    )
+    assert status == 2 and "--models-dir" in output  # of the run's folder
+    status, output, _ = run(f"--resume={run_folder(results)}", "--install", "--force",
+                            defaults=False)  # fmt: skip
+    assert status == 0 and "rgb2normal_consistency.pth" in output
+
+
 def test_a_row_trains_into_a_new_folder_at_any_scale(run, tmp_path):
     folder = tmp_path / "new" / "models"
-    status, output, _ = run("depth_zbuffer2sobel_edges", f"--models-dir={folder}",
+    status, output, _ = run("depth_zbuffer2sobel_edges", f"--models-dir={folder}", "--install",
                             "--image-size=16", "--width=16")  # fmt: skip
     assert status == 0, output
     _, record = read_weights(folder / "depth_zbuffer2sobel_edges.pth")
     assert (record["image_size"], record["width"]) == (16, 16)
+
+
+def test_a_run_says_what_it_will_do_before_it_starts(run, networks, rooms):
+    status, output, results = run("example_normal", "--k=1", "--steps-per-epoch=2", process=True)
+    assert status == 0, output
+    lines = output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("run "))
+    block = {line[:10].strip(): line[11:] for line in lines[start:]}
+    digest = hashlib.sha256((networks / "normal2curvature.pth").read_bytes()).hexdigest()
+    assert "rgb → normal" in block["run"] and "rgb2normal_baseline.pth" in block["run"]
+    assert f"{rooms}; views: train 8, val 4, test 4" in block["data"]
+    assert re.search(rf"normal2curvature.pth +{digest[:8]}  {networks}$", output, re.MULTILINE)
+    assert "1 of the 2 perceptual ones" in block["losses"] and "curv, edge" in block["losses"]
+    for part in ("1 epoch × 2 steps, batch 4", "lr 3e-05 (default), constant (default)"):
+        assert part in block["steps"], block
+    assert (block["device"], block["results"]) == ("cpu, fp32", str(run_folder(results)))
+    record = json.loads((run_folder(results) / "run.json").read_text())
+    assert record["inputs"]["networks"]["normal2principal_curvature"] == {
+        "file": str(networks / "normal2curvature.pth"), "sha256": digest}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments, heading, warned",
+    [
+        ((), "4 held-out views", False),
+        (("--fast",), "4 views, all trained on", True),
+        (("one building",), "4 views, all trained on", True),
+        (("no test part",), "4 validation views", False),
+    ],
+    ids=str,
+)
+def test_the_table_says_which_views_it_measured(run, rooms, tmp_path, arguments, heading, warned):
+    buildings = sorted(p.name.removesuffix("_rgb") for p in rooms.glob("*_rgb"))
+    keep = {("one building",): buildings[:1], ("no test part",): buildings[:2]}.get(arguments)
+    if keep:
+        for source in (p for b in keep for p in rooms.glob(f"{b}_*")):
+            shutil.copytree(source, tmp_path / "data" / source.name)
+        arguments = (f"--data-dirs={tmp_path / 'data'}",)
+    status, output, _ = run("example_normal", "--k=0", "--steps-per-epoch=1", *arguments)
+    assert status == 0, output
+    assert f"\n{heading}  " in output
+    assert ("warning: the closing table has no held-out views" in output) is warned
+
+
+def test_the_imagenet_network_can_be_left_out(run):
+    status, output, results = run("multiperceptual_normal", "--k=1", "--no-imagenet",
+                                  "--random-select", "--steps-per-epoch=1")  # fmt: skip
+    assert status == 0, output
+    assert "ImageNet" not in output and "imagenet_percep" not in output
+    assert not json.loads((run_folder(results) / "run.json").read_text())["left_out"]
+
+
+def test_data_are_looked_at_before_imagenet_is_fetched(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, output, _ = run("multiperceptual_normal", f"--data-dirs={tmp_path / 'empty'}")
+    assert status == 2 and "ImageNet" not in output
 
 
 def test_train_edges_makes_what_is_missing_and_no_more(run, networks, tmp_path):

@@ -9,12 +9,12 @@ import pytest
 
 import datasets
 import train
-from energy import energy_configs, perceptual_losses
+from energy import energy_configs
 from loading.layouts import find_buildings, find_views
 from loading.splits import read_split
 from task_configs import TASKS
 from training.data import default_steps, reads_of
-from training.options import Options
+from training.options import LossOptions, Options, objective_of
 from utils import ROOT
 
 NORMAL = energy_configs["multiperceptual_normal"]
@@ -42,22 +42,25 @@ def two_domains(rooms, tmp_path):
     return folder
 
 
+def objective(config, **losses):
+    return objective_of(Options(config, losses=LossOptions(**losses)))
+
+
 def test_each_reality_reads_what_it_uses():
-    losses = perceptual_losses(NORMAL)
-    reads = reads_of(NORMAL, losses, by_win_rate=False)
+    reads = reads_of(objective("multiperceptual_normal", random_select=True))
     assert {task.name for task in reads["train"].needed} == OWN and not reads["train"].wanted
     assert {task.name for task in reads["val"].needed} == OWN and not reads["val"].wanted
     assert {task.name for task in reads["test"].needed} == OWN
     domains = {"principal_curvature", "sobel_edges", "depth_zbuffer", "reshading", "keypoints2d",
                "keypoints3d", "edge_occlusion"}  # fmt: skip
     assert {task.name for task in reads["test"].wanted} == domains
-    with_rates = reads_of(NORMAL, losses, by_win_rate=True)
+    with_rates = reads_of(objective("multiperceptual_normal"))
     # the yardstick of edges compares networks' outputs, so the file is not needed
     assert {task.name for task in with_rates["val"].wanted} == domains - {"sobel_edges"}
 
 
 def test_plots_are_read_where_they_are_drawn():
-    reads = reads_of(energy_configs["multiperceptual_reshading"], [], by_win_rate=False)
+    reads = reads_of(objective("multiperceptual_reshading", k=0))
     assert TASKS["depth_zbuffer"] in reads["test"].needed  # its column, for the mask
     assert TASKS["depth_zbuffer"] not in reads["train"].needed + reads["val"].needed
 

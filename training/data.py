@@ -13,7 +13,7 @@ from loading.layouts import View, find_views_and_tasks
 from loading.splits import split_buildings
 from sources import Sources
 from task_configs import TASKS, ImageTask, get_task
-from training.options import DataOptions
+from training.options import DataOptions, Objective
 from utils import UserError, evenly_spaced, log
 
 HELD_OUT = 256  # at most so many views in val and in test, evenly spaced
@@ -28,7 +28,7 @@ class Reads:
     wanted: tuple[ImageTask, ...] = ()
 
 
-def reads_of(config: Mapping, losses: Sequence[str], by_win_rate: bool) -> dict[str, Reads]:
+def reads_of(objective: Objective) -> dict[str, Reads]:
     """Return the domains that each reality of a run reads.
 
     Every reality needs the first domain of each path in the losses and in its plots. A plot
@@ -36,8 +36,9 @@ def reads_of(config: Mapping, losses: Sequence[str], by_win_rate: bool) -> dict[
     available: in val those of the yardsticks, for the win rates, and in test those of the
     perceptual losses, for the closing table.
     """
+    config, losses = objective.config, objective.perceptual
     trained = _first_domains(paths_for(config, ["mae", *losses]))
-    yardsticks = [yardstick_of(name) for name in losses if by_win_rate]
+    yardsticks = [yardstick_of(name) for name in losses if objective.by_win_rate]
     wanted = {
         "train": set(),
         "val": _first_domains(paths_for(config, yardsticks, "val")),
@@ -95,8 +96,33 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
             raise UserError(f"`subset_size` {data.subset_size}: {len(train.views)} training views")
         train = Part(evenly_spaced(train.views, data.subset_size), train.tasks)
     parts = {"train": train} | {name: part for name, part in parts.items() if name != "train"}
-    log.info("views: %s", ", ".join(f"{name} {len(part.views)}" for name, part in parts.items()))
+    if trained_on(parts):
+        log.warning(
+            "the closing table has no held-out views: %s",
+            "`fast` trains on the validation views" if data.fast else
+            "training and validation share their views, as there is one building only",
+        )  # fmt: skip
     return parts
+
+
+def held_out_part(parts: Mapping[str, Part]) -> str:
+    """Return the part that the closing table is measured on: test, or else val."""
+    return "test" if "test" in parts else "val"
+
+
+def trained_on(parts: Mapping[str, Part]) -> int:
+    """Return the number of the closing table's views that the network is trained on too."""
+    return len(set(parts[held_out_part(parts)].views) & set(parts["train"].views))
+
+
+def kind_of_views(parts: Mapping[str, Part]) -> str:
+    """Describe the views of the closing table in a few words."""
+    part = held_out_part(parts)
+    count, known = len(parts[part].views), trained_on(parts)
+    if known:
+        return f"{count} views, {'all' if known == count else known} trained on"
+    same = part == "test" and parts["test"].views == parts["val"].views
+    return f"{count} {'validation' if part == 'val' or same else 'held-out'} views"
 
 
 def _union(reads: Mapping[str, Reads], kind: str) -> tuple[ImageTask, ...]:

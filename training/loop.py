@@ -22,7 +22,7 @@ from losses import evaluate_losses
 from models import make_optimizer
 from precision import numerical_precision
 from training.step import Step
-from utils import log
+from utils import duration, log
 
 LOG_EVERY = 20  # steps between log lines
 
@@ -126,6 +126,8 @@ class Trainer:
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []  # step, losses, bad
         self._yardsticks: dict[tuple, Tensor] = {}  # (loss, views) → (B,)
         self._batches: Iterator[Batch] | None = None
+        self._first: tuple[int, float] | None = None  # step and time at which this process began
+        self._told = False
         self._plain_lines = quiet or not sys.stderr.isatty()
         self._bar: tqdm | None = None
 
@@ -188,6 +190,7 @@ class Trainer:
             self._choose_losses()
         self.graph.train()
         waited, started = 0.0, time.monotonic()
+        self._first = self._first or (self.global_step, started)
         while not self.epoch_is_over:
             requested = time.monotonic()
             batch = next(self._batches)
@@ -220,7 +223,22 @@ class Trainer:
         if self.progress.step % LOG_EVERY == 0 or self.epoch_is_over:
             self.check()
             self.logger.step(self.global_step, self.plan.label)
+            self._log_time_left()
         self._advance_bar()
+
+    def _log_time_left(self) -> None:
+        """Log, once in this process, how long the remaining steps will take."""
+        if self._told or self._first is None:
+            return
+        self._told = True
+        begun, since = self._first
+        each = (time.monotonic() - since) / (self.global_step - begun)
+        left = self.plan.epochs * self.plan.steps_per_epoch - self.global_step
+        if self.ranks.first and left:
+            log.info(
+                "%s: %.2g s a step, so about %s for the %s steps left, validation not counted",
+                self.plan.label, each, duration(each * left), left,
+            )  # fmt: skip
 
     def check(self) -> None:
         """Raise NotFinite if a step since the last check was bad.

@@ -1,6 +1,7 @@
 """The graph that a run trains: its networks, their weights and how they run."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,41 +12,50 @@ from graph import TaskGraph, edges_of
 from models import load_network
 from modules.unet import recompute_activations
 from sources import Sources
-from training.options import ComputeOptions, NetworkOptions, Objective
+from training.options import ComputeOptions, Objective, Options
 from transfers import Edge, get_transfer
 from utils import UserError, log
 
 
 def build_graph(
-    objective: Objective, sources: Sources, options: NetworkOptions
-) -> tuple[TaskGraph, list[str]]:
-    """Return the graph with all weights loaded, and the perceptual losses it can compute.
+    objective: Objective, sources: Sources, options: Options, device: torch.device
+) -> tuple[TaskGraph, list[str], dict[str, Path]]:
+    """Return the graph on the device, its weights loaded, and the perceptual losses it can compute.
 
-    If the ImageNet network's weights are not available, logs an error and leaves out its
-    losses, or raises UserError with `strict`. Raises UserError if another network's checkpoint
-    is missing or does not fit.
+    The third value are the checkpoints that were loaded, {transfer: file}, with the target's if
+    it does not start from scratch. If the ImageNet network's weights are not available, logs an
+    error and leaves out its losses, or raises UserError with `strict`. Raises UserError if
+    another network's checkpoint is missing or does not fit.
     """
     config, target = objective.config, objective.transfer.edge
     losses = list(objective.perceptual)
     networks: dict[Edge, nn.Module] = {}
+    files: dict[str, Path] = {}
     for edge in edges_of(paths_for(config, losses_in_use(losses, objective.by_win_rate))):
         transfer = get_transfer(*edge, sources.models_dirs[0])
         if edge == target and objective.init != "baseline":
             networks[edge] = transfer.build(sources.scale)
             if objective.init != "scratch":
                 load_network(networks[edge], objective.init, sources.scale, edge, any_size=True)
+                files[transfer.name] = Path(objective.init)
             continue
         try:
             networks[edge] = sources.network(transfer, objective.name)
         except OSError as error:
             text = f"no ImageNet weights: {transfer.checkpoint} is not in a models folder and "
             text += f"torchvision's download failed ({error})"
-            if options.strict:
+            if options.networks.strict:
                 raise UserError(text) from None
-            losses, left_out = _without(edge, losses, config)
-            log.error("WARNING: %s; LEFT OUT: %s (`strict` stops here)", text, ", ".join(left_out))
+            losses, left_out = without_edge(edge, losses, config)
+            log.error(
+                "WARNING: %s; LEFT OUT: %s (`strict` stops here, `no_imagenet` leaves it out "
+                "without trying)", text, ", ".join(left_out),
+            )  # fmt: skip
+            continue
+        if transfer.checkpoint and (file := sources.find(transfer)):
+            files[transfer.name] = file
     networks = {edge: parallelised(network) for edge, network in networks.items()}
-    return TaskGraph(networks, target), losses
+    return _prepared(TaskGraph(networks, target), options.compute, device), losses, files
 
 
 def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:
@@ -53,13 +63,13 @@ def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:
     return ["mae", *perceptual, *(yardstick_of(name) for name in perceptual if by_win_rate)]
 
 
-def _without(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[str], list[str]]:
+def without_edge(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[str], list[str]]:
     """Return the losses that do not use the edge, and those that do."""
     left_out = [name for name in losses if edge in edges_of(paths_for(config, [name]))]
     return [name for name in losses if name not in left_out], left_out
 
 
-def prepare_graph(graph: TaskGraph, compute: ComputeOptions, device: torch.device) -> TaskGraph:
+def _prepared(graph: TaskGraph, compute: ComputeOptions, device: torch.device) -> TaskGraph:
     """Return the graph on the device, set up as the options say."""
     graph = graph.to(device)
     if compute.channels_last:

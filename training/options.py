@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets import check_loading
-from energy import direct_only, energy_configs, get_config, loss_name, perceptual_losses
+from energy import (
+    direct_only,
+    energy_configs,
+    get_config,
+    loss_name,
+    paths_for,
+    perceptual_losses,
+)
 from precision import TRAINING_PRECISIONS, check_precision
 from transfers import TRANSFERS, Transfer, transfer_by_name
-from utils import UserError, check_one_of, check_positive, nearest
+from utils import UserError, accepted, check_one_of, check_positive, nearest
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class NetworkOptions:
 
     Args:
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
-            then the shipped rooms networks). A transfer's result is saved there.
+            then models/trained there, then the shipped rooms networks).
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
         levels: how often the deepest networks halve the image; the others lose as many levels
@@ -53,6 +60,11 @@ class NetworkOptions:
             scratch (the default for transfers) or the path of a checkpoint.
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
+        no_imagenet: leave out the loss that needs the ImageNet network.
+        install: at the end, copy the trained network into the folder models_dir (default:
+            models/trained of the job's base folder), where other runs find it. With --resume
+            also after the run has ended.
+        force: let --install replace a network that is there; it is kept under another name.
     """
 
     models_dir: str | None = None
@@ -61,6 +73,9 @@ class NetworkOptions:
     levels: int | None = None
     init: str | None = None
     strict: bool = False
+    no_imagenet: bool = False
+    install: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,7 @@ class RunOptions:
         visualize: measure, draw the pictures and stop before training.
         resume: go on with the last run of this configuration, or with the run in the folder
             named, exactly where its last state stood; the other flags are that run's.
+        resume_anyway: go on even if networks or views have changed since the run began.
         save_every: save a state to go on from every so many steps (default: every epoch).
         results_dir: where the run's folder is made (default: results/ of the base folder).
         visdom_server: host of the Visdom server.
@@ -145,6 +161,7 @@ class RunOptions:
     seed: int = 0
     visualize: bool = False
     resume: bool | str = False
+    resume_anyway: bool = False
     save_every: int | None = None
     results_dir: str | None = None
     visdom_server: str = "localhost"
@@ -168,6 +185,15 @@ class Options:
         groups = (self.data, self.networks, self.losses, self.compute, self.run)
         flat = {name: value for group in groups for name, value in asdict(group).items()}
         return {"config": self.config} | flat
+
+    @classmethod
+    def hints(cls) -> dict[str, set[type]]:
+        """Return the types that each flag accepts, besides None."""
+        groups = [hint for name, hint in cls.__annotations__.items() if name != "config"]
+        types: dict[str, set[type]] = {"config": {str}}
+        for group in groups:
+            types |= accepted(group)
+        return types
 
     @classmethod
     def from_flags(cls, flags: Mapping) -> "Options":
@@ -219,7 +245,7 @@ def objective_of(options: Options) -> Objective:
         options.config,
         config,
         row,
-        tuple(restricted(config, losses.perceptual)),
+        tuple(restricted(config, losses.perceptual, options.networks.no_imagenet)),
         not losses.random_select and losses.mode == "winrate" and losses.k != 0,
         options.networks.init or ("scratch" if row else "baseline"),
     )
@@ -252,10 +278,13 @@ def find_config(name: str | None) -> Mapping:
     return get_config(name)
 
 
-def restricted(config: Mapping, perceptual: Sequence[str] | None) -> list[str]:
+def restricted(
+    config: Mapping, perceptual: Sequence[str] | None, no_imagenet: bool = False
+) -> list[str]:
     """Return the configuration's perceptual losses, or only those in `perceptual`.
 
-    Raises UserError if the configuration has no such loss.
+    `no_imagenet` leaves out those that go through the ImageNet network. Raises UserError if
+    the configuration has no such loss.
     """
     known = {loss_name(name): name for name in perceptual_losses(config)}
     selected = [loss_name(name) for name in perceptual or known]
@@ -264,7 +293,15 @@ def restricted(config: Mapping, perceptual: Sequence[str] | None) -> list[str]:
             raise UserError(
                 f"no perceptual loss {name}{nearest(name, known)} (there are: {', '.join(known)})"
             )
-    return [full for name, full in known.items() if name in selected]
+    return [
+        full
+        for name, full in known.items()
+        if name in selected and not (no_imagenet and _uses_imagenet(config, full))
+    ]
+
+
+def _uses_imagenet(config: Mapping, loss: str) -> bool:
+    return any("imagenet" in path for path in paths_for(config, [loss]).values())
 
 
 def checked_k(k: int | None, losses: Sequence[str], mode: str) -> int:
@@ -319,6 +356,12 @@ def check_options(options: Options, objective: Objective) -> None:
         balance_every=losses.balance_every,
     )  # fmt: skip
     check_loading(data.num_workers, data.max_bad_fraction)
+    if options.networks.force and not options.networks.install:
+        raise UserError("`force` is for `install`")
+    if options.networks.install and run.visualize:
+        raise UserError("`visualize` stops before training: no `install`")
+    if run.resume_anyway and not run.resume:
+        raise UserError("`resume_anyway` is for `resume`")
     if losses.compare_direct and run.visualize:
         raise UserError("`visualize` stops before training: no `compare_direct`")
     _check_losses(losses, objective)

@@ -1,50 +1,104 @@
 """A run's folder: making it, recording the run's options in it, and finding it again."""
 
+import shlex
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from files import read_json, write_json
+from files import only_process_in, read_json, write_json
+from training.inputs import differences
 from training.options import Options
-from utils import UserError
+from utils import UserError, log
 
+RECORD = "run.json"
 # Options that a resumed run may change, because they do not affect the results.
-FREE = {"resume", "results_dir", "visdom_server", "visdom_port", "num_workers", "quiet",
-        "save_every"}  # fmt: skip
+FREE = {"resume", "resume_anyway", "results_dir", "visdom_server", "visdom_port", "num_workers",
+        "quiet", "save_every", "install", "force"}  # fmt: skip
 
 
-def new_folder(results_dir: Path, name: str) -> Path:
-    """Make and return a new folder {name}_{time} in `results_dir`. Raises UserError on failure."""
+def new_folder(results_dir: Path, options: Options, processes: int) -> Path:
+    """Make and return the folder of a new run, {configuration}_{time} in `results_dir`.
+
+    It holds a first run.json from the start, so that a run that is killed early can be resumed.
+    Raises UserError on failure.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1000):
-        folder = results_dir / f"{name}_{stamp}{f'-{number}' if number else ''}"
+        name = f"{options.config}_{stamp}{f'-{number}' if number else ''}"
+        folder = results_dir / name
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
             raise UserError(f"cannot make {folder}: {error.strerror}") from None
+        write_json(folder / RECORD, begun(options, processes))
         return folder
     raise UserError(f"cannot make a new folder in {results_dir}")
 
 
-def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path:
-    """Return the folder of the run to resume: `resume` if it is a path, else the last of `name`.
+def begun(options: Options, processes: int) -> dict:
+    """Return what run.json records about a run from its first second on."""
+    return {
+        "config": options.config,
+        "started": time.time(),
+        "processes": processes,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "arguments": options.flags() | {"resume": False, "resume_anyway": False},
+    }
 
-    Raises UserError if there is no such run, or if neither is given.
+
+@contextmanager
+def claimed(folder: Path, is_new: bool) -> Iterator[None]:
+    """Keep other processes out of a run's folder within the block.
+
+    If the block raises UserError before the run has written anything else than its first
+    record, a new folder is removed again. Raises UserError if another process is in it.
+    """
+    with only_process_in(folder):
+        try:
+            yield
+        except UserError:
+            if is_new and [file.name for file in folder.iterdir()] == [RECORD]:
+                (folder / RECORD).unlink()
+                folder.rmdir()
+                with suppress(OSError):  # where other runs are, it stays
+                    folder.parent.rmdir()
+            raise
+
+
+def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path:
+    """Return the folder of the run to resume: `resume` if it is a path, else the one of `name`
+    that was started last, finished or not.
+
+    Folders whose run.json cannot be read are passed over, with a warning. Raises UserError if
+    there is no such run, or if neither is given.
     """
     if isinstance(resume, str):
-        if not (Path(resume) / "run.json").is_file():
-            raise UserError(f"`resume` {resume}: no run's folder (there is no run.json in it)")
+        if not resume or not (Path(resume) / RECORD).is_file():
+            named = resume or "''"
+            raise UserError(f"`resume` {named}: no run's folder (there is no {RECORD} in it)")
         return Path(resume)
     if name is None:
         raise UserError("`resume` goes on with the last run of a configuration: which one? Name it,"
                         " or the run's folder: `resume` results/…")  # fmt: skip
-    runs = [file.parent for file in results_dir.glob("*/run.json")
-            if read_json(file).get("config") == name]  # fmt: skip
+    runs = {}
+    for file in results_dir.glob(f"*/{RECORD}"):
+        try:
+            record = read_json(file)
+        except UserError as error:
+            log.warning("passing over a run: %s", error)
+            continue
+        if record.get("config") == name:
+            runs[file.parent] = record.get("started"), file.stat().st_mtime
     if not runs:
         raise UserError(f"`resume`: no run of {name} in {results_dir}")
-    return max(runs, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
+    started = {
+        folder: at if isinstance(at, float) else changed for folder, (at, changed) in runs.items()
+    }
+    return max(started, key=lambda folder: started[folder])
 
 
 def recorded_options(folder: Path, options: Options, processes: int) -> Options:
@@ -54,9 +108,10 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
     other change, for another number of processes, or if the run cannot be resumed.
     """
     requested = options.flags()
-    recorded = read_json(folder / "run.json")
+    recorded = read_json(folder / RECORD)
     if "arguments" not in recorded:
         raise UserError(f"{folder} was made by a version that could not go on with a run")
+    check_record(folder, recorded)
     if (begun_by := recorded["processes"]) != processes:
         raise UserError(
             f"the run in {folder} was begun by {begun_by} process{'es' if begun_by > 1 else ''} "
@@ -65,7 +120,7 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
     flags = dict(recorded["arguments"])
     # The cosine schedule depends on the number of epochs, and both phases of a comparison
     # must have the same number.
-    may_extend = recorded["schedule"] == "constant" and not flags["compare_direct"]
+    may_extend = recorded.get("schedule") == "constant" and not flags["compare_direct"]
     free = FREE | ({"max_epochs"} if may_extend else set())
     for name, default in Options().flags().items():
         value, before = requested[name], flags.get(name, default)
@@ -77,13 +132,61 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
                 f"{'none' if before is None else before}; leave it out to go on with that run"
             )
         flags[name] = value
+    if "installed" in recorded and not requested["install"]:
+        flags["install"] = flags["force"] = False  # once is enough
     return Options.from_flags(flags)
 
 
+def check_record(folder: Path, record: Mapping) -> None:
+    """Raise UserError if a run.json, which may have been edited, does not hold what it should."""
+    defaults, hints = Options().flags(), Options.hints()
+    flags = record["arguments"]
+    wrong = [] if isinstance(record.get("processes"), int) else ["processes"]
+    if not isinstance(flags, dict) or not isinstance(flags.get("config"), str):
+        wrong.append("arguments")
+    else:
+        wrong += [n for n, value in flags.items() if n in defaults and not fits(value, hints[n])]
+    if wrong:
+        raise UserError(f"{folder / RECORD} was changed: {', '.join(wrong)} cannot be used")
+
+
+def fits(value: object, types: set[type]) -> bool:
+    """Whether a value from JSON has one of the types of an option, or is None."""
+    if isinstance(value, bool):
+        return bool in types
+    return value is None or isinstance(value, tuple({*types, *([int] if float in types else [])}))
+
+
+def check_unchanged(folder: Path, record: Mapping, anyway: bool) -> None:
+    """Compare what a run in `folder` began with, its networks and views, with what is there now.
+
+    `record` is the record as it would be written now. Raises UserError if they differ; with
+    `anyway`, logs a warning instead.
+    """
+    recorded = read_json(folder / RECORD).get("inputs")
+    if not isinstance(recorded, dict) or not {"networks", "views"} <= set(recorded):
+        log.warning("%s does not record which networks and views it began with", folder)
+        return
+    if changed := differences(recorded, record["inputs"], record["trains"]):
+        rest = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        text = f"the run in {folder} began with other inputs: {'; '.join(changed[:3])}{rest}"
+        if not anyway:
+            raise UserError(f"{text} (`resume_anyway` goes on with those of now)")
+        log.warning("%s", text)
+
+
 def write_record(folder: Path, record: Mapping) -> dict:
-    """Write run.json and return its content. A resumed run keeps its original command."""
-    file = folder / "run.json"
-    original = {"command": read_json(file)["command"]} if file.exists() else {}
-    written = {**record, **original}
-    write_json(file, written)
+    """Write run.json and return its content.
+
+    What is recorded about the start, and that the network was installed, stays.
+    """
+    before = read_json(folder / RECORD)
+    kept = {key: before[key] for key in ("command", "started", "installed") if key in before}
+    written = {**record, **kept}
+    write_json(folder / RECORD, written)
     return written
+
+
+def record_installed(folder: Path, file: Path) -> None:
+    """Add to run.json under which name the run's network was installed."""
+    write_json(folder / RECORD, read_json(folder / RECORD) | {"installed": str(file)})

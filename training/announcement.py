@@ -1,0 +1,81 @@
+"""What a run says before it starts: data, networks, losses, steps, device, folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from energy import loss_name
+from sources import Sources
+from training.data import Part
+from training.loop import Plan
+from training.options import Objective, Options
+
+WIDTH = 10
+
+
+def announcement(
+    options: Options,
+    objective: Objective,
+    plan: Plan,
+    sources: Sources,
+    parts: Mapping[str, Part],
+    record: Mapping,
+    folder: Path,
+) -> str:
+    """Return the block that a run prints before it starts. Values not asked for say "default"."""
+    run = options.run
+    source, target = objective.transfer.edge
+    started = record["inputs"]["networks"].get(objective.transfer.name)
+    start = f"{started['file']} ({started['sha256'][:8]})" if started else "scratch"
+    views = ", ".join(f"{name} {len(part.views)}" for name, part in parts.items())
+    processes = record["processes"]
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    steps = (
+        f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}{_default(run.max_epochs)} × "
+        f"{plan.steps_per_epoch} steps{_default(run.steps_per_epoch)}, "
+        f"batch {record['batch_size']}{_default(run.batch_size)}{each}, "
+        f"lr {plan.lr:g}{_default(run.lr)}, {plan.schedule}{_default(run.schedule)}, "
+        f"seed {plan.seed}"
+    )
+    lines = {
+        "run": f"{objective.name}: {source} → {target}, from {start}",
+        "data": f"{sources.data_text}; views: {views}",
+        "networks": sources.networks_text,
+        "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),
+        "losses": _losses(plan),
+        "steps": steps,
+        "device": f"{record['device']}, {plan.precision}",
+        "results": str(folder),
+    }
+    return "\n".join(
+        f"{name:<{WIDTH}} {text.replace(chr(10), chr(10) + ' ' * (WIDTH + 1))}"
+        for name, text in lines.items()
+        if text
+    )
+
+
+def _default(value: object) -> str:
+    return " (default)" if value is None else ""
+
+
+def _networks(networks: Mapping[str, Mapping[str, str]], target: str) -> list[str]:
+    """Return a line for each frozen network: file, start of its SHA-256, folder."""
+    files = {name: Path(network["file"]) for name, network in networks.items() if name != target}
+    wide = max((len(file.name) for file in files.values()), default=0)
+    return [
+        f"{file.name:<{wide}}  {networks[name]['sha256'][:8]}  {file.parent}"
+        for name, file in files.items()
+    ]
+
+
+def _losses(plan: Plan) -> str:
+    names = ", ".join(map(loss_name, plan.losses))
+    direct = "squared error" if plan.squared else "mae"
+    if not plan.losses or not plan.k:
+        return f"{direct} against the ground truth alone"
+    if plan.mode == "standard":
+        return f"{direct} and all perceptual ones with weight 1: {names}"
+    how = "chosen at random" if plan.at_random else "those with the highest win rates"
+    which = f"{plan.k} of the {len(plan.losses)} perceptual ones, {how} each epoch"
+    if plan.k == len(plan.losses):
+        which = f"all {plan.k} perceptual ones"
+    return f"{direct} and {which}, balanced by their gradients: {names}"
