@@ -72,7 +72,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def graph(models):
-    setting = Sources([], [models], SMALL, embedded=False)
+    setting = Sources([], [models], SMALL, embedded=False, install_dir=models)
     return consistency_energy.energy_graph("energy_calc", setting, torch.device("cpu"))
 
 
@@ -107,7 +107,7 @@ def test_batch_size_changes_nothing(graph, data):
 
 
 def test_the_consistent_networks_are_preferred(models, capsys):
-    setting = Sources([], [models], SMALL, embedded=False)
+    setting = Sources([], [models], SMALL, embedded=False, install_dir=models)
     graph = consistency_energy.energy_graph("energy_calc", setting, torch.device("cpu"))
     said = capsys.readouterr().out
     assert "rgb2reshading_consistency.pth" in said and "normal_consistency" not in said
