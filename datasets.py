@@ -28,7 +28,7 @@ CROP_SHARE = (358 / 512, 1.0)  # range of crop side / image side; published: 358
 JITTER = 0.4, 0.4, 0.4, 0.1  # strength for brightness, contrast, saturation, hue
 
 
-def check_loading(num_workers: int | None, max_bad_fraction: float) -> None:
+def check_loading(num_workers: int | None, max_bad_fraction: float = 0.0) -> None:
     """Raise UserError if the number of workers or the share of bad views is out of range."""
     if num_workers is not None and num_workers < 0:
         raise UserError(f"`num_workers` has to be 0 or more, not {num_workers}")

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,15 +63,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        # not by tempfile, whose files only their owner may read, whatever the umask
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            write(Path(name))
-            os.chmod(name, 0o644)
-            _flush(Path(name))
+            write(name)
+            _flush(name)
             os.replace(name, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None

@@ -14,7 +14,7 @@ from torch import nn
 
 import modules
 from task_configs import get_task
-from utils import UserError, nearest
+from utils import UserError, check_positive, nearest
 
 Edge = tuple[str, str]
 
@@ -69,6 +69,7 @@ class Scale:
         Another image size has its own default depth, unless `levels` is given.
         """
         size = self.image_size if image_size is None else image_size
+        check_positive(image_size=image_size, width=width, levels=levels)
         if levels is None and size == self.image_size:
             levels = self.levels
         return Scale(size, self.width if width is None else width, levels or 0)

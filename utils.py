@@ -1,19 +1,23 @@
 """Helpers shared by all programs: command line, errors, log, job settings, random seeds."""
 
 import difflib
+import errno
 import inspect
+import io
 import logging
 import math
+import os
 import random
 import re
+import signal
 import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import fire
 import numpy as np
@@ -28,6 +32,7 @@ ROOT = Path(__file__).resolve().parent
 log = logging.getLogger("xtconsistency")
 
 Item = TypeVar("Item")
+LARGEST = 2**62  # of whole numbers in flags
 
 
 # ---- errors -------------------------------------------------------------------------
@@ -79,24 +84,69 @@ def command_line(main: Callable) -> None:
 
     - An unknown flag is an error that suggests the closest known flag, before `main` runs.
     - Values are converted according to the type hints of `main`. Strings are not changed.
-    - A `UserError` is printed as one line, with exit status 2.
+    - A `UserError`, a lack of memory and an error of the system that is about the machine (a
+      full disk, …) are printed as one line, with exit status 2.
+    - If nobody reads the output any more (`| head -1`), the program ends with status 141.
+    - Characters that the terminal cannot show are printed as question marks.
     - --help prints the docstring of `main`.
     """
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # print what the terminal can show
+            stream.reconfigure(errors="replace")
     try:
-        if {"--help", "-h"} & set(arguments):
-            spec = sys.modules["__main__"].__spec__  # None where a file was run
-            print(help_text(main, f"-m {spec.name}" if spec else Path(sys.argv[0]).name))
-            return
-        _check_words(main, arguments)
-        with logged_to_console(main):
-            fire.Fire(_converting(main), command=arguments, serialize=lambda result: None)
+        _run(main, arguments)
+        sys.stdout.flush()  # now, while a full disk can still be reported
     except UserError as error:
-        print(f"error: {_with_flags(str(error), main)}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {_with_flags(str(error), main)}", 2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
+    except BrokenPipeError:
+        _end("", 128 + signal.SIGPIPE)  # as if the signal had ended it: nobody reads on
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        _end(f"error: not enough memory: {reason_of(error)}", 2)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # from the allocator of the CPU
+            raise
+        _end(f"error: not enough memory: {reason_of(error)}", 2)
+    except OSError as error:
+        # What a library could not foresee, e.g. a full disk or a name that is too long
+        if error.errno not in ENVIRONMENT:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        _end(f"error: cannot read or write{place}: {reason_of(error)}", 2)
+
+
+# Errors of the system that are about the machine or the user's files, not about this program
+ENVIRONMENT = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ELOOP, errno.ENOTDIR,
+    errno.ENXIO, errno.EFBIG, errno.ESTALE,
+}  # fmt: skip
+
+
+def _run(main: Callable, arguments: Sequence[str]) -> None:
+    """Print the help, or check the arguments and call `main` with them."""
+    if {"--help", "-h"} & set(arguments):
+        spec = sys.modules["__main__"].__spec__  # None where a file was run
+        print(help_text(main, f"-m {spec.name}" if spec else Path(sys.argv[0]).name))
+        return
+    _check_words(main, arguments)
+    with logged_to_console(main):
+        fire.Fire(_converting(main), command=list(arguments), serialize=lambda result: None)
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    """Print a sentence to standard error, if there is one, and exit with the status."""
+    with suppress(OSError):
+        if sentence:
+            print(sentence, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # it cannot be written: keep Python from trying again at its end
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def folding_flags(main: Callable) -> Callable:
@@ -297,9 +347,13 @@ def _converting(main: Callable) -> Callable:
 
 def _converted(name: str, types: set[type], text: str):
     """Convert the text of a flag to one of its types. Raise UserError if that fails."""
+    if text == "" and types & {str, list}:
+        raise UserError(f"{_flag(name)} needs a value, not an empty one")
     if bool in types and text in ("True", "False"):
         return text == "True"
     if list in types:
+        if "" in text.split(","):
+            raise UserError(f"{_flag(name)} takes entries between commas, not {text!r}")
         return text.split(",")
     if str in types:
         return text
@@ -316,6 +370,8 @@ def _converted(name: str, types: set[type], text: str):
         return float(number)
     if not is_integer and not float(number).is_integer():
         raise UserError(f"{_flag(name)} takes a whole number, not {text!r}")
+    if abs(number) > LARGEST:
+        raise UserError(f"{_flag(name)} takes a whole number up to {LARGEST}, not {text!r}")
     return int(number)
 
 
@@ -349,7 +405,8 @@ class Job:
 def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
     """Read the job from a file: `name, base_dir`, or `name, 0, base_dir` as published.
 
-    A relative base folder is relative to the current folder. The middle field is ignored: it
+    A relative base folder is relative to the project's folder, wherever a program is started
+    (published: to the current folder). The middle field is ignored: it
     is a resume number that the published code reads but never uses. Raises UserError if the
     file cannot be read or has another format.
     """
@@ -361,9 +418,10 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
     if len(fields) not in (2, 3) or not all(fields):
         raise UserError(f"{path} should hold 'name, base_dir', not {','.join(fields)!r}")
     try:
-        return Job(fields[0], Path(fields[-1]).expanduser())
+        base = Path(fields[-1]).expanduser()
     except RuntimeError:
         raise UserError(f"{path} names {fields[-1]}, and there is no such user") from None
+    return Job(fields[0], base if Path.cwd() == ROOT else ROOT / base)
 
 
 # ---- seeds, durations, choices -----------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Options that the measuring programs share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,18 @@ class LabelledOptions:
     split: str | None = None
     buildings: list | None = None
     allow_missing: bool = False
+
+
+def check_unused(what: str, labelled: LabelledOptions, **others: object) -> None:
+    """Raise UserError if an option of labelled views is given to `what`, which measures images.
+
+    `others` are further options, {name: value}, that count as given if they are true.
+    """
+    given = [f.name for f in fields(labelled) if getattr(labelled, f.name) != f.default]
+    given += [name for name, value in others.items() if value]
+    if given:
+        names = ", ".join(f"`{name}`" for name in given)
+        raise UserError(f"{what} measures images without labels: no {names}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import Reality
+from datasets import Reality, check_loading
 from devices import choose_device
 from files import make_folder, write_json
 from loading.layouts import View
@@ -22,7 +22,7 @@ from measuring.consistency_energy import (
     read_reference,
 )
 from measuring.image_files import ImageFiles
-from measuring.options import LabelledOptions, NetworkOptions
+from measuring.options import LabelledOptions, NetworkOptions, check_unused
 from measuring.plots import plot_energy
 from measuring.statistics import Correlation, Table, pearson, spearman, standardised
 from measuring.statistics import statistics as statistics_of
@@ -77,10 +77,12 @@ def main(
     check_one_of("config", config, (LABELLED, UNLABELLED))
     check_precision(networks.precision)
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
+    check_loading(num_workers)
     folder = Path(save_dir) if save_dir else read_job().results_dir / "energy"
     if config == UNLABELLED:
         if data_dir is None:
             raise UserError(f"{UNLABELLED} needs `data_dir`: an image, or a folder of images")
+        check_unused(UNLABELLED, labelled, num_workers=num_workers)
         if status := measure_queries(folder, data_dir, subset_size, networks):
             sys.exit(status)
         return

@@ -13,7 +13,7 @@ from devices import choose_device
 from files import make_folder
 from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, labelled_views
 from measuring.image_files import ImageFiles
-from measuring.options import LabelledOptions, NetworkOptions
+from measuring.options import LabelledOptions, NetworkOptions, check_unused
 from measuring.plots import plot_shifts
 from measuring.shifts import (
     Shift,
@@ -27,7 +27,7 @@ from measuring.statistics import Table
 from precision import check_precision
 from sources import settle_measuring
 from tables import text_table, write_csv
-from utils import UserError, check_positive, command_line, folding_flags, read_job
+from utils import check_positive, command_line, folding_flags, read_job
 
 
 @folding_flags
@@ -56,8 +56,8 @@ def main(
     """
     # ---- options ----
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
-    if data_dir is not None and labelled.data_dirs is not None:
-        raise UserError("`data_dir` names images, `data_dirs` labelled data: give one of them")
+    if data_dir is not None:
+        check_unused("`data_dir`", labelled)
     check_precision(networks.precision)
     images = ImageFiles(data_dir) if data_dir is not None else None
     job = read_job()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rooms.sheet import write_sheet
 from rooms.writing import VIEWS_PER_POINT, chosen_buildings, make_rooms, view_paths
-from utils import command_line, read_job
+from utils import UserError, check_positive, command_line, read_job
 
 
 def main(
@@ -39,6 +39,13 @@ def main(
         sheet: write a contact sheet of a few views into this PNG too.
         quiet: no progress bar.
     """
+    check_positive(
+        views_per_building=views_per_building, image_size=image_size, num_workers=num_workers
+    )
+    if seed < 0:
+        raise UserError(f"`seed` has to be 0 or more, not {seed}")
+    if sheet and Path(sheet).suffix.lower() != ".png":
+        raise UserError(f"`sheet` is a PNG file, e.g. {sheet}.png, not {sheet}")
     folder = Path(output_dir) if output_dir else read_job().rooms_dir
     written = make_rooms(
         folder, views_per_building, image_size, seed, num_workers, buildings, quiet

@@ -1,7 +1,9 @@
+import errno
 import importlib
 import inspect
 import os
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from utils import (
     ROOT,
     UserError,
     command_line,
+    duration,
     folding_flags,
     help_text,
     log,
@@ -253,3 +256,124 @@ def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
     with pytest.raises(RuntimeError):
         write_atomically(file, fail)
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+# ---- the terminal, the disk, the memory -----------------------------------------------
+
+SPEAKS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils import command_line
+
+def main(*, lines: int = 1) -> None:
+    '''Say it.'''
+    for number in range(lines):
+        print("normal → depth – ä", flush=True)
+
+command_line(main)
+"""
+
+
+def spoken(tmp_path, shell: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a shell command in which $SPEAKS prints a line, or --lines N of them."""
+    (tmp_path / "speaks.py").write_text(SPEAKS)
+    environment = {
+        **os.environ,
+        "SPEAKS": f"{sys.executable} {tmp_path / 'speaks.py'}",
+    } | environment
+    command = ["bash", "-c", f"set -o pipefail; {shell}"]
+    return subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_a_question_mark(tmp_path, encoding):
+    """Published and before: UnicodeEncodeError, e.g. at the table that ends a training."""
+    done = spoken(tmp_path, "$SPEAKS", PYTHONIOENCODING=encoding)
+    shown = "normal ? depth ? ä".encode(encoding, "replace")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, shown, b"")
+
+
+def test_a_reader_that_goes_away_ends_the_program_quietly(tmp_path):
+    done = spoken(tmp_path, "$SPEAKS --lines 100000 | head -1")
+    assert (done.returncode, done.stderr, done.stdout.count(b"\n")) == (141, b"", 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_to_a_full_disk_is_one_sentence(tmp_path):
+    done = spoken(tmp_path, "$SPEAKS > /dev/full")
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"error: cannot read or write")
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (MemoryError("12 GB"), "error: not enough memory: 12 GB"),
+        (RuntimeError("x: can't allocate memory: 108 bytes"), "error: not enough memory: x: can't"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "error: cannot read or write x"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: cannot read or write: No space"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(monkeypatch, capsys, error, said):
+    def program() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program.py"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line(program)
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EBADF, "a bug")])
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
+    def program() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program.py"])
+    with pytest.raises(type(error), match="a bug"):
+        command_line(program)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--path="], "error: --path needs a value, not an empty one"),
+        (["--names=a,,b"], "error: --names takes entries between commas"),
+        (["--count", "1e30"], "error: --count takes a whole number up to"),
+    ],
+)
+def test_values_that_no_flag_has_a_use_for(call, arguments, said):
+    status, _, error = call(*arguments)
+    assert status == 2 and error.startswith(said)
+
+
+def test_the_umask_is_respected(tmp_path):
+    """Published: as the system; before: readable by everybody, whatever the umask."""
+    before = os.umask(0o077)
+    try:
+        write_atomically(tmp_path / "private", lambda p: p.write_text(""))
+        os.umask(0o002)
+        write_atomically(tmp_path / "shared", lambda p: p.write_text(""))
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}
+    assert modes == {"private": 0o600, "shared": 0o664}
+
+
+def test_a_relative_base_folder_is_below_the_project(tmp_path, monkeypatch):
+    """Programs started elsewhere write nothing there."""
+    file = tmp_path / "jobinfo.txt"
+    file.write_text("name, work")
+    monkeypatch.chdir(ROOT)
+    assert read_job(file).results_dir == Path("work/results")
+    monkeypatch.chdir(tmp_path)
+    assert read_job(file).results_dir == ROOT / "work" / "results"
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(4.4, "4 s"), (89, "89 s"), (90, "2 min"), (3599, "1 h 0 min"), (7800, "2 h 10 min"),
+     (86400 * 9, "9 days")],
+)  # fmt: skip
+def test_durations_in_words(seconds, text):
+    assert duration(seconds) == text

@@ -5,7 +5,8 @@
 #
 # python -m scripts.download --help says what the mirror has to hold.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python=.venv/bin/python
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=$here/.venv/bin/python
 [ -x "$python" ] || python=python3
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m scripts.download percep_models "$@"

@@ -1,0 +1,107 @@
+"""Odd values of every flag of every program: a result, or one sentence."""
+
+import importlib
+import inspect
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import NO_VISDOM
+from forked import Program
+from PIL import Image
+
+from utils import ROOT
+
+PROGRAMS = (
+    "train", "demo", "scripts.train_edges", "scripts.energy_calc", "scripts.energy_map",
+    "scripts.energy_shift", "scripts.check_data", "scripts.pack", "scripts.download",
+    "scripts.make_rooms", "scripts.benchmark",
+)  # fmt: skip
+VALUES = ("0", "-1", "1e30", "nan", "", "None", "x" * 300, "a,b")
+SECONDS = 60  # a hang, on any machine
+
+
+def least_work(rooms: Path, networks: Path, folder: Path) -> dict[str, list[str]]:
+    """The arguments by which each program does the least: {module: arguments}."""
+    image, models = folder / "image.png", f"--models-dir={networks}"
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(image)
+    data, quiet = f"--data-dirs={rooms}", "--quiet"
+    steps = ("--max-epochs=1", "--steps-per-epoch=1", "--batch-size=2")
+    runs = f"--results-dir={folder / 'results'}"
+    save = f"--save_dir={folder / 'energy'}"
+    return {
+        "train": ["example_normal", data, models, *steps, runs, NO_VISDOM, quiet,
+                  "--no-imagenet"],
+        "demo": ["--task=normal", f"--img_path={image}", f"--output_path={folder / 'demo'}",
+                 models, quiet],
+        "scripts.train_edges": ["example_cascade", data, models, *steps, runs],
+        "scripts.energy_calc": ["energy_calc", data, models, save, "--subset_size=2", quiet],
+        "scripts.energy_map": [f"--img_path={image}", f"--output_path={folder / 'map'}", models,
+                               quiet],
+        "scripts.energy_shift": [data, models, f"--save_dir={folder / 'shift'}",
+                                 "--subset_size=1", quiet],
+        "scripts.check_data": [str(rooms), "--max-views=1"],
+        "scripts.pack": [str(rooms), f"--to={folder / 'pack'}", "--image-size=16",
+                         "--tasks=normal", "--num-workers=0", quiet],
+        "scripts.download": ["models", str(folder / "fetched"), quiet],
+        "scripts.make_rooms": [f"--output-dir={folder / 'rooms'}", "--views-per-building=1",
+                               "--image-size=16", "--buildings=agate", "--num-workers=1", quiet],
+        "scripts.benchmark": ["--parts=cost", f"--output={folder / 'benchmarks.md'}",
+                              "--repeats=1", "--image-size=16", "--width=8", "--batch-size=1",
+                              "--config=example_cascade"],
+    }  # fmt: skip
+
+
+def cases(module: str) -> list[tuple[str, str]]:
+    """Every flag of a program with every value."""
+    flags = inspect.signature(importlib.import_module(module).main).parameters.values()
+    names = [flag.name for flag in flags if flag.kind is flag.KEYWORD_ONLY]
+    return [(name, value) for name in names for value in VALUES]
+
+
+def outcome(module: str, arguments: list[str], name: str, value: str, folder: Path) -> str:
+    """What was wrong with how the program ended, "" if nothing was."""
+    flag = f"--{name.replace('_', '-')}"
+    given = [a for a in arguments if a.split("=")[0].replace("_", "-") != flag]
+    output = folder / "output.txt"
+    output.unlink(missing_ok=True)
+    program = Program(*given, f"{flag}={value}", output=output, module=module,
+                      prepare=lambda: os.chdir(folder))  # fmt: skip
+    end = time.monotonic() + SECONDS
+    while not program.ended():
+        if time.monotonic() > end:
+            os.killpg(program.pid, signal.SIGKILL)
+            return "did not end"
+        time.sleep(0.02)
+    status, text = program.finish()
+    if "Traceback" in text:
+        return f"a traceback: {text.strip().splitlines()[-1]}"
+    if status not in (0, 1, 2):
+        return f"status {status}"
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    if status == 2 and len(errors) != 1:
+        return f"status 2 with {len(errors)} sentences"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_odd_values_give_a_result_or_one_sentence(module, rooms, networks, tmp_path, monkeypatch):
+    monkeypatch.delenv("XTC_MIRROR", raising=False)
+    arguments = least_work(rooms, networks, tmp_path)[module]
+    wrong, tried = [], cases(module)
+    for number, (name, value) in enumerate(tried):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if problem := outcome(module, arguments, name, value, folder):
+            wrong.append(f"--{name} {value[:20]!r}: {problem}")
+    print(f"{module}: {len(tried)} combinations")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_program_is_tried(tmp_path):
+    scripts = [f"scripts.{file.stem}" for file in (ROOT / "scripts").glob("*.py")]
+    known = {"train", "demo", *(name for name in scripts if name != "scripts.__init__")}
+    assert set(PROGRAMS) == known == set(least_work(tmp_path, tmp_path, tmp_path))
