@@ -77,7 +77,8 @@ class RunOutput:
             weights = self.graph.target.state_dict()
             self.start = {name: value.clone() for name, value in weights.items()}
         if self._pictures:
-            self._pictures.draw(self.graph, "start", "start")
+            heading = f"{self.record['config']}, before training"
+            self._pictures.draw(self.graph, "start", "start", heading)
         self.save_state(0)
 
     def end_phase(self, column: str, measured: dict[str, float]) -> None:
@@ -102,7 +103,9 @@ class RunOutput:
                 best = checkpoint.with_stem(f"{checkpoint.stem}_best")
                 save_network(best, network, scale, **self.made_by)
             if self._pictures:
-                self._pictures.draw(trainer.graph, "", "latest")
+                epoch = f"epoch {trainer.progress.epoch + 1} of {trainer.plan.epochs}"
+                heading = f"{self.record['config']}, {epoch}"
+                self._pictures.draw(trainer.graph, "", "latest", heading)
 
     @property
     def made_by(self) -> dict:
