@@ -143,10 +143,11 @@ def limits_of(task: ImageTask, *columns: Tensor) -> Limits:
     return low, max(high, low + 1e-6)
 
 
-def coloured(task: ImageTask, values: Tensor, limits: Limits) -> Tensor:
+def coloured(task: ImageTask, values: Tensor, limits: Limits, mark: bool = True) -> Tensor:
     """Draw values in the colours of their domain: (B, C, H, W) → (B, 3, H, W) in [0, 1].
 
-    Invalid pixels are grey, where the domain marks them.
+    Invalid pixels are grey, where the domain marks them. `mark` = False is for predictions,
+    whose pixels are all valid.
     """
     look = look_of(task)
     if look.colours:
@@ -154,7 +155,8 @@ def coloured(task: ImageTask, values: Tensor, limits: Limits) -> Tensor:
     else:
         picture = values.detach().float().cpu()[:, :3].nan_to_num(0).clamp(0, 1)
         picture = picture if picture.shape[1] == 3 else picture[:, :1].expand(-1, 3, -1, -1)
-    picture = torch.where(validity(task, values)[:, None], picture, INVALID)
+    if mark:
+        picture = torch.where(validity(task, values)[:, None], picture, INVALID)
     return _without_frame(picture, look.frame)
 
 

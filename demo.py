@@ -19,9 +19,8 @@ from measuring.prediction import (
     check_size,
     load_predictor,
     predict,
-    side_by_side,
 )
-from pictures import to_image, write_png
+from measuring.result_files import endings, has_colours, write_results
 from precision import check_precision, forward_only
 from utils import UserError, check_one_of, check_positive, command_line, read_job
 
@@ -45,9 +44,14 @@ def main(
 
     Example: python demo.py --task normal --img_path assets/room.png --output_path results/demo
 
-    Writes {name}_{task}_baseline.png and {name}_{task}_consistency.png. Exit status: 0 when
-    every image was done, 1 when some could not be read (the others are done), 2 when
-    nothing could be.
+    Writes {name}_{task}_baseline.png and {name}_{task}_consistency.png, with the values as
+    published: grey or colour levels 0 … 255. For depth, these are nearly black (white is
+    15.6 m), so each comes with {…}_colour.png to look at, with a scale in metres. To work with
+    there are {…}_16bit.png (steps of 1/512 m) and {…}.npy (metres, float32). Normals come with
+    {…}.npy too: unit vectors (H, W, 3), x to the right, y down, z away from the camera.
+
+    Exit status: 0 when every image was done, 1 when some could not be read (the others are
+    done), 2 when nothing could be.
 
     Args:
         task: normal, depth or reshading.
@@ -95,8 +99,8 @@ def write_predictions(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """Write {name}_{task}_{variant}.png for each image; `compare` adds all side by side."""
-    names = images.result_names(folder, [f"_{task}_{kind}.png" for kind in (*VARIANTS, "compare")])
+    """Write the result files of each image; `compare` adds a page of all side by side."""
+    names = images.result_names(folder, endings(task, VARIANTS))
 
     def read(path: Path) -> tuple[Tensor, ...]:
         image = open_image(path)
@@ -107,12 +111,10 @@ def write_predictions(
         with forward_only(predictor.device, precision):
             predictions = predictor.predict(inputs.to(predictor.device), size)
         for i, (path, (_, display)) in enumerate(batch):
-            stem = f"{names[path]}_{task}"
             columns = {variant: values[i] for variant, values in predictions.items()}
-            for variant, values in columns.items():
-                write_png(to_image(values), folder / f"{stem}_{variant}.png")
-            if compare:
-                write_png(side_by_side(display, columns), folder / f"{stem}_compare.png")
+            write_results(folder / names[path], task, columns, display if compare else None)
+    if has_colours(task) and len(images.failed) < len(images.paths):
+        print(f"to look at: {folder}/*_{task}_*_colour.png")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def _fitting(text: str, width: float, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _text_size(cell: int) -> int:
-    return max(12, cell // 10)
+    return max(12, cell // 15)
 
 
 def _bands(groups: Sequence[Sequence[Column]]) -> list[list[Sequence[Column]]]:

@@ -16,10 +16,12 @@ from torchvision.transforms import functional as TF
 import demo
 from loading import photographs
 from measuring import prediction
+from measuring.result_files import unit_vectors
 from models import save_network
 from pictures import to_image
 from precision import forward_only
 from sources import checkpoint_names
+from task_configs import TASKS
 from transfers import TRANSFERS, Scale
 from utils import UserError
 
@@ -71,8 +73,9 @@ def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
     picture.save(tmp_path / "a.png")
     assert run(tmp_path / "a.png", task, tmp_path / "out", models, compare=True) == 0
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    kinds = ("baseline", "compare", "consistency")
-    assert written == [f"a_{task}_{kind}.png" for kind in kinds]
+    more = {"normal": [".npy"], "depth": [".npy", "_16bit.png", "_colour.png"], "reshading": []}
+    kinds = [f"{variant}{end}" for variant in demo.VARIANTS for end in (".png", *more[task])]
+    assert written == sorted(f"a_{task}_{kind}" for kind in [*kinds, "compare.png"])
     for variant in demo.VARIANTS:
         values = demo.predict(picture, task, variant=variant, models_dir=str(models))
         file = Image.open(tmp_path / "out" / f"a_{task}_{variant}.png")
@@ -81,6 +84,51 @@ def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
         expected = np.asarray(to_image(values)).astype(int)
         # alone and in a batch, sums run in another order: one grey level, rarely
         assert np.abs(expected - pixels(file.filename)).max() <= 1
+
+
+def test_depth_in_metres_and_in_the_file_encoding(models, picture, tmp_path, capsys):
+    picture.save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "depth", tmp_path / "out", models) == 0
+    assert f"to look at: {tmp_path / 'out'}/*_depth_*_colour.png" in capsys.readouterr().out
+    task = TASKS["depth_zbuffer"]
+    for variant in demo.VARIANTS:
+        stem = tmp_path / "out" / f"a_depth_{variant}"
+        metres = np.load(f"{stem}.npy")
+        values = demo.predict(picture, "depth", variant=variant, models_dir=str(models))
+        assert metres.dtype == np.float32 and metres.shape == (256, 256)
+        np.testing.assert_allclose(metres, values[0] * 15.625, atol=0.01)
+        # what a data set's file says: 1/512 m a step; and so our own loader reads it
+        with Image.open(f"{stem}_16bit.png") as file:
+            assert file.mode.startswith("I;16")
+            np.testing.assert_allclose(np.asarray(file) / 512, metres, atol=0.5001 / 512)
+        loaded = task.load(f"{stem}_16bit.png", 256)
+        np.testing.assert_allclose(loaded[0] * 15.625, metres, atol=0.5001 / 512)
+    drawn = [pixels(tmp_path / "out" / f"a_depth_{v}_colour.png") for v in demo.VARIANTS]
+    assert drawn[0].shape == drawn[1].shape and drawn[0].shape[0] > 256 < drawn[0].shape[1]
+    assert np.array_equal(drawn[0][-50:], drawn[1][-50:])  # the same numbers below the bars
+    assert len(np.unique(drawn[0].reshape(-1, 3), axis=0)) > 100
+
+
+def test_normals_as_unit_vectors(models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "normal", tmp_path, models) == 0
+    for variant in demo.VARIANTS:
+        vectors = np.load(tmp_path / f"a_normal_{variant}.npy")
+        assert vectors.dtype == np.float32 and vectors.shape == (256, 256, 3)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=1e-5)
+        levels = pixels(tmp_path / f"a_normal_{variant}.png") / 255 * 2 - 1
+        long = np.linalg.norm(levels, axis=2) > 0.1
+        levels /= np.linalg.norm(levels, axis=2, keepdims=True)
+        assert np.abs(vectors - levels)[long].max() < 0.15
+
+
+def test_the_directions_of_the_axes():
+    """A wall in front of the camera, a floor, and a wall on the left, in the files' colours."""
+    colours = torch.tensor([[128, 128, 0], [128, 0, 128], [255, 128, 128]]) / 255
+    vectors = unit_vectors(colours.T.view(3, 1, 3))
+    wanted = torch.tensor([[0.0, 0, -1], [0, -1, 0], [1, 0, 0]])  # towards us, up, to the right
+    torch.testing.assert_close(vectors[:, 0].T, wanted, atol=6e-3, rtol=0)
+    assert (unit_vectors(torch.full((3, 2, 2), 0.5)) == 0).all()
 
 
 def test_size_keeps_the_aspect(models, picture, tmp_path):
@@ -98,7 +146,7 @@ def test_batch_size_changes_nothing(models, picture, tmp_path):
         picture.rotate(7 * i).save(source / f"{i}.png")
     for size in (1, 3):
         assert run(source, "depth", tmp_path / str(size), models, batch_size=size) == 0
-    for path in (tmp_path / "1").iterdir():
+    for path in (tmp_path / "1").glob("*_depth_*[!rt].png"):  # neither colour nor 16bit
         assert np.abs(pixels(path) - pixels(tmp_path / "3" / path.name)).max() <= 1
 
 
@@ -208,7 +256,7 @@ def test_command_line_on_a_folder_of_everything(models, picture, tmp_path):
     for name in ("good", "other", "one", "long", "n" * 150):
         for variant in demo.VARIANTS:
             assert (tmp_path / "out" / f"{name}_normal_{variant}.png").is_file()
-    assert len(list((tmp_path / "out").iterdir())) == 10
+    assert len(list((tmp_path / "out").glob("*.png"))) == 10
 
 
 @pytest.mark.parametrize(
@@ -249,7 +297,7 @@ def test_names_that_collide_stay_apart(models, picture, tmp_path):
     assert run(tmp_path, "normal", tmp_path, models) == 0
     assert all((tmp_path / name).read_bytes() == before[name] for name in inputs)
     results = [p.name.casefold() for p in tmp_path.iterdir() if p.name not in inputs]
-    assert len(set(results)) == 2 * len(inputs)
+    assert len(set(results)) == 2 * 2 * len(inputs)  # PNG and NumPy files
     # a second time, the results of the first are no inputs, and come out the same
     assert run(tmp_path, "normal", tmp_path, models) == 0
     assert sorted(results) == sorted(

@@ -135,8 +135,9 @@ class Pictures:
             shown = Bar(look.colours, ends(look, limits))
         elif legend and task.name == "normal" and name != "n(x)":
             shown = Ball()
-        heading = in_words(self.config["paths"][name], self.config["paths"])
-        return Column(heading, coloured(task, values, limits), name, shown, span)
+        path, prediction = self.config["paths"][name], self.config["paths"]["n(x)"]
+        cells = coloured(task, values, limits, mark=path[: len(prediction)] != prediction)
+        return Column(in_words(path, self.config["paths"]), cells, name, shown, span)
 
     def _pair(self, truth: str, prediction: str, values: Mapping[str, Tensor]) -> list[Column]:
         """Return three columns: what follows from the truth and the prediction, the difference."""
