@@ -206,21 +206,21 @@ def ramp(colours: str, width: int, height: int) -> Tensor:
 def ends(look: Look, limits: Limits) -> list[str]:
     """Return the numbers below a bar: at its left end, its middle and its right end."""
     low, high = limits
-    numbers = [look.number(value) for value in (low, (low + high) / 2, high)]
-    return _numbers(numbers, look.unit)
+    return numbers([look.number(value) for value in (low, (low + high) / 2, high)], look.unit)
 
 
 def difference_ends(look: Look, top: float) -> list[str]:
     """Return the numbers below the bar of a difference."""
-    return _numbers([0.0, look.factor * top / 2, look.factor * top], look.unit)
+    return numbers([0.0, look.factor * top / 2, look.factor * top], look.unit)
 
 
-def _numbers(numbers: Sequence[float], unit: str) -> list[str]:
-    size = max(abs(n) for n in numbers)
+def numbers(values: Sequence[float], unit: str = "") -> list[str]:
+    """Return numbers as texts for a bar, with the unit after the last."""
+    size = max(abs(value) for value in values)
     digits = 0 if size >= 20 else 1 if size >= 2 else 2 if size >= 0.2 else 3
-    texts = [f"{number:.{digits}f}".replace("-", "−") for number in numbers]
+    texts = [f"{value:.{digits}f}".replace("-", "−") for value in values]
     texts = ["0" if not text.strip("−0.") else text for text in texts]
-    return [*texts[:2], f"{texts[2]} {unit}".strip()]
+    return [*texts[:-1], f"{texts[-1]} {unit}".strip()]
 
 
 def ball(size: int) -> Tensor:

@@ -147,15 +147,15 @@ def page(
     title: str = "",
     rows: Sequence[str] = (),
     note: str = "",
+    across: int = ACROSS,
 ) -> Image.Image:
     """Draw columns with their headings, legends and row names, on white.
 
-    Columns of a group stand close together. Groups follow one another in bands of about
-    `ACROSS` columns at most. The shorter side of each cell has `cell` pixels. `title` stands
-    on top and `note` at the bottom.
+    Columns of a group stand close together. Groups follow one another in bands of at most
+    `across` columns, or of a single group. The shorter side of each cell has `cell` pixels.
+    `title` stands on top and `note` at the bottom.
     """
-    bands = _bands(groups)
-    drawn = [_band(band, cell, rows) for band in bands]
+    drawn = [_band(band, cell, rows) for band in _bands(groups, across)]
     size, gap = _text_size(cell), max(6, cell // 10)
     width = max(band.width for band in drawn)
     head = [title] if title else []
@@ -195,14 +195,12 @@ def _text_size(cell: int) -> int:
     return max(12, cell // 15)
 
 
-def _bands(groups: Sequence[Sequence[Column]]) -> list[list[Sequence[Column]]]:
-    """Divide the groups into bands of about equal numbers of columns."""
-    count = sum(len(group) for group in groups)
-    target = -(-count // -(-count // ACROSS))
+def _bands(groups: Sequence[Sequence[Column]], across: int) -> list[list[Sequence[Column]]]:
+    """Divide the groups into bands of at most `across` columns, or of a single group."""
     bands: list[list[Sequence[Column]]] = [[]]
     for group in groups:
         taken = sum(len(g) for g in bands[-1])
-        if taken and taken + len(group) > max(target, ACROSS):
+        if taken and taken + len(group) > across:
             bands.append([])
         bands[-1].append(group)
     return bands
