@@ -107,7 +107,7 @@ def train(
     # ---- plan, folder and record of the run ----
     plan = make_plan(options, objective, losses, defaults, realities, ranks)
     folder = resumed or ranks.from_first(new_run(options) if ranks.first else None)
-    windows = VisdomWindows(read_job().name, options.run.visdom_server, options.run.visdom_port)
+    windows = visdom_windows(options, objective) if ranks.first else None
     record = plan.record() | describe(options, objective, sources, parts, ranks.count, losses)
     record |= {"device": str(device), "batch_size": batch_size}
     output = RunOutput(
@@ -174,6 +174,7 @@ def fit(
                 if signal:
                     raise Stopped(signal)
             trainer.validate()
+            output.draw_curves()
             if checkpoint:
                 output.save_epoch(trainer, checkpoint, scale)
             trainer.end_epoch()
@@ -241,6 +242,15 @@ def make_plan(
         precision=options.compute.precision,
         save_every=run.save_every or 0,
     )  # fmt: skip
+
+
+def visdom_windows(options: Options, objective: Objective) -> VisdomWindows | None:
+    """Return the run's Visdom windows, or None if the run is to leave Visdom alone."""
+    run = options.run
+    if run.visdom_server == "none":
+        return None
+    env = run.visdom_env or f"{read_job().name}_{objective.name}"
+    return VisdomWindows(env, run.visdom_server, run.visdom_port)
 
 
 def label_caches(options: Options, realities: Mapping[str, Reality]) -> dict[str, LabelCache]:

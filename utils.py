@@ -309,7 +309,7 @@ def _converted(name: str, types: set[type], text: str):
 
 @dataclass(frozen=True)
 class Job:
-    """The name of the job, which is also its Visdom environment, and its base folder."""
+    """The name of the job, with which its Visdom environments begin, and its base folder."""
 
     name: str
     base_dir: Path

@@ -18,7 +18,7 @@ from graph import edges_of
 from loading.layouts import View, find_views
 from loading.photographs import open_image, square
 from losses import evaluate_losses
-from measuring import consistency_energy, energy_maps, prediction, shifts
+from measuring import consistency_energy, energy_maps, plots, prediction, shifts
 from measuring.statistics import standardised, statistics
 from models import save_network
 from precision import forward_only
@@ -200,6 +200,19 @@ def test_command_line(models, data, tmp_path):
     assert "Pearson  r = " in done.stdout and "Fisher's z" in done.stdout
     rows = rows_of(tmp_path / "data.csv")
     assert [row["building"] for row in rows] == ["tuff", "tuff", "zeolite", "zeolite"]
+
+
+def test_the_plots_legend_covers_no_point(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, stem: figures.append(figure))
+    points = np.random.default_rng(0).normal(size=(2, 200))
+    queries = {f"{'a' * 20 * i} query {i}.png": float(i) for i in range(12)}
+    plots.plot_energy(tmp_path / "energy", *points, "title", queries)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure.axes[0].bbox)
+    assert figure.axes[0].bbox.width > 0.4 * figure.bbox.width
 
 
 # ---- pixels -------------------------------------------------------------------------

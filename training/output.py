@@ -12,6 +12,7 @@ from files import write_json
 from graph import TaskGraph
 from logger import Logger, VisdomWindows
 from models import save_atomically, save_network
+from training.curves import draw_curves, read_curves
 from training.loop import NotFinite, Trainer
 from training.progress_pictures import Pictures
 from training.run_folder import write_record
@@ -39,7 +40,7 @@ class RunOutput:
         config: Mapping,
         realities: Mapping[str, Reality],
         ranks: Ranks,
-        windows: VisdomWindows,
+        windows: VisdomWindows | None,
         resuming: bool,
     ) -> None:
         self.folder, self.ranks, self.graph, self.realities = folder, ranks, graph, realities
@@ -106,6 +107,13 @@ class RunOutput:
                 epoch = f"epoch {trainer.progress.epoch + 1} of {trainer.plan.epochs}"
                 heading = f"{self.record['config']}, {epoch}"
                 self._pictures.draw(trainer.graph, "", "latest", heading)
+
+    def draw_curves(self) -> None:
+        """Draw curves.png from the log."""
+        if self.ranks.first:
+            curves = read_curves(self.folder / "log.jsonl", self.record["steps_per_epoch"])
+            title = f"{self.record['config']}, {self.record['epochs']} epochs"
+            draw_curves(curves, self.folder / "curves.png", title, self.record["squared"])
 
     @property
     def made_by(self) -> dict:

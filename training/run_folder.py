@@ -9,8 +9,8 @@ from training.options import Options
 from utils import UserError
 
 # Options that a resumed run may change, because they do not affect the results.
-FREE = {"resume", "results_dir", "visdom_server", "visdom_port", "num_workers", "quiet",
-        "save_every"}  # fmt: skip
+FREE = {"resume", "results_dir", "visdom_server", "visdom_port", "visdom_env", "num_workers",
+        "quiet", "save_every"}  # fmt: skip
 
 
 def new_folder(results_dir: Path, name: str) -> Path:
