@@ -282,7 +282,7 @@ def _turned(
 
 
 def _ball_size(cell: int) -> int:
-    return max(24, cell // 3)
+    return max(4 * round(0.8 * _text_size(cell)), cell // 3)  # three lines stand beside it
 
 
 def _legend(
@@ -305,9 +305,13 @@ def _legend(
     x, width = x + inset, width - 2 * inset
     picture.paste(to_image(ramp(legend.colours, width, small)), (x, y))
     draw.rectangle((x, y, x + width - 1, y + small - 1), outline=(205, 205, 205))
-    font = _fitting("  ".join(legend.texts), width, small)
-    last = max(len(legend.texts) - 1, 1)
-    for number, text in enumerate(legend.texts):
+    texts = list(legend.texts)
+    lengths = [_words(small).getlength(text) for text in texts]
+    if len(texts) == 3 and lengths[1] + 2 * max(lengths[0], lengths[2]) + small > width:
+        texts[1] = ""  # there is no room between the ends
+    font = _fitting("  ".join(texts), width, small)
+    last = max(len(texts) - 1, 1)
+    for number, text in enumerate(texts):
         anchor = "l" if number == 0 else "r" if number == last else "m"
         place = (x + width * number / last, y + small + 2)
         draw.text(place, text, fill=INK, font=font, anchor=f"{anchor}a")

@@ -1,5 +1,8 @@
 """Pictures: columns, cells, labels, the error map; the colours of the domains; pages."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +131,17 @@ def test_domains_without_a_row_are_shown_too():
     segments = TASKS["segment_semantic"]
     picture = coloured(segments, labels, limits_of(segments, labels))
     assert len(torch.unique(picture.flatten(2), dim=2).unique(dim=2)[0, 0]) > 8
+
+
+def test_the_documents_example_of_a_look_of_ones_own():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "pictures.md").read_text()
+    (code,) = re.findall(r"^```python\n# my_colours.py\n(.*?)^```$", text, re.M | re.S)
+    exec(code, {})
+    try:
+        look = look_of(ImageTask("heat", channels=1))
+        assert ends(look, (0.0, 0.5)) == ["0", "1000", "2000 W/m²"]
+    finally:
+        del LOOKS["heat"]
 
 
 def test_the_error_bar_names_the_largest_error():
