@@ -91,7 +91,8 @@ def figure_of(curves: Curves, title: str, squared: bool):
     for phase, style in STYLES.items():
         suffix = ", without consistency" if phase == WITHOUT else ""
         train, val = curves.train.get(phase, {}), curves.val.get(phase, {})
-        _line(losses, train.get("loss", {}), f"weighted sum{suffix}", COLOURS[0], style)
+        if phase == WITH:  # without consistency, the sum is the direct loss
+            _line(losses, train.get("loss", {}), "weighted sum", COLOURS[0], style)
         _line(losses, train.get(direct, {}), f"direct{suffix}", COLOURS[1], style)
         words = "with consistency" if several and not suffix else suffix[2:] or "direct error"
         _line(error, val.get(direct, {}), words, COLOURS[1], style)
