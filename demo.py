@@ -18,11 +18,10 @@ from measuring.prediction import (
     check_size,
     load_predictor,
     predict,
-    side_by_side,
 )
-from pictures import to_image, write_png
+from measuring.result_files import endings, has_colours, write_results
 from precision import check_precision, forward_only
-from utils import UserError, check_one_of, check_positive, command_line, read_job
+from utils import check_one_of, check_positive, command_line, read_job
 
 __all__ = ["main", "predict"]
 
@@ -46,10 +45,15 @@ def main(
     Example: python demo.py --task normal --img_path assets/room.png --output_path results/demo
     Your own: python demo.py --task normal --img_path photos --checkpoint results/RUN
 
-    Writes {name}_{task}_{network}.png for each network: baseline, consistency, or what the
-    name of its checkpoint says. Exit status: 0 when
-    every image was done, 1 when some could not be read (the others are done), 2 when
-    nothing could be.
+    Writes {name}_{task}_{network}.png for each network (baseline, consistency, or what the name
+    of its checkpoint says), with the values as published: grey or colour levels 0 … 255. For
+    depth, these are nearly black (white is
+    15.6 m), so each comes with {…}_colour.png to look at, with a scale in metres. To work with
+    there are {…}_16bit.png (steps of 1/512 m) and {…}.npy (metres, float32). Normals come with
+    {…}.npy too: unit vectors (H, W, 3), x to the right, y down, z away from the camera.
+
+    Exit status: 0 when every image was done, 1 when some could not be read (the others are
+    done), 2 when nothing could be.
 
     Args:
         task: normal, depth or reshading.
@@ -68,9 +72,7 @@ def main(
         precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
     """
-    if task is None:
-        raise UserError(f"`task` is {' or '.join(TARGETS)}")
-    check_one_of("task", task, tuple(TARGETS))
+    task = check_one_of("task", task, tuple(TARGETS))
     check_positive(batch_size=batch_size)
     check_precision(precision)
     images = ImageFiles(img_path)
@@ -100,9 +102,8 @@ def write_predictions(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """Write {name}_{task}_{network}.png for each image; `compare` adds all side by side."""
-    kinds = (*predictor.networks, "compare")
-    names = images.result_names(folder, [f"_{task}_{kind}.png" for kind in kinds])
+    """Write the result files of each image; `compare` adds a page of all side by side."""
+    names = images.result_names(folder, endings(task, list(predictor.networks)))
 
     def read(path: Path) -> tuple[Tensor, ...]:
         image = open_image(path)
@@ -113,12 +114,10 @@ def write_predictions(
         with forward_only(predictor.device, precision):
             predictions = predictor.predict(inputs, size)
         for i, (path, (*_, display)) in enumerate(batch):
-            stem = f"{names[path]}_{task}"
             columns = {network: values[i] for network, values in predictions.items()}
-            for network, values in columns.items():
-                write_png(to_image(values), folder / f"{stem}_{network}.png")
-            if compare:
-                write_png(side_by_side(display, columns), folder / f"{stem}_compare.png")
+            write_results(folder / names[path], task, columns, display if compare else None)
+    if has_colours(task) and len(images.failed) < len(images.paths):
+        print(f"to look at: {folder}/*_{task}_*_colour.png")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def train(
         check_unchanged(folder, record, options.run.resume_anyway)
     if ranks.first:
         log.info("%s", announcement(options, objective, plan, sources, parts, record, folder))
-    windows = VisdomWindows(read_job().name, options.run.visdom_server, options.run.visdom_port)
+    windows = visdom_windows(options, objective) if ranks.first else None
     output = RunOutput(folder, record, graph, objective.config, realities, ranks, windows, resumed)
     checkpoint = folder / f"{objective.transfer.name}{'' if objective.row else '_consistency'}.pth"
 
@@ -200,6 +200,7 @@ def fit(
                 if signal:
                     raise Stopped(signal)
             trainer.validate()
+            output.draw_curves()
             if checkpoint:
                 output.save_epoch(trainer, checkpoint, scale)
             trainer.end_epoch()
@@ -270,6 +271,15 @@ def make_plan(
         precision=options.compute.precision,
         save_every=run.save_every or 0,
     )  # fmt: skip
+
+
+def visdom_windows(options: Options, objective: Objective) -> VisdomWindows | None:
+    """Return the run's Visdom windows, or None if the run is to leave Visdom alone."""
+    run = options.run
+    if run.visdom_server == "none":
+        return None
+    env = run.visdom_env or f"{read_job().name}_{objective.name}"
+    return VisdomWindows(env, run.visdom_server, run.visdom_port)
 
 
 def label_caches(options: Options, realities: Mapping[str, Reality]) -> dict[str, LabelCache]:

@@ -52,12 +52,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def check_one_of(parameter: str, value: str, known: Sequence[str]) -> None:
-    """Raise UserError if `value` is not one of the `known` values of a parameter."""
-    if value not in known:
-        raise UserError(
-            f"`{parameter}` is {' or '.join(known)}, not {value}{nearest(value, known)}"
-        )
+def check_one_of(parameter: str, value: str | None, known: Sequence[str]) -> str:
+    """Return `value`. Raises UserError if it is not one of the `known` values of a parameter."""
+    if value is None or value not in known:
+        wrong = "" if value is None else f", not {value}{nearest(value, known)}"
+        raise UserError(f"`{parameter}` is {' or '.join(known)}{wrong}")
+    return value
 
 
 def check_positive(**values: float | None) -> None:
@@ -380,7 +380,7 @@ def _converted(name: str, types: set[type], text: str):
 
 @dataclass(frozen=True)
 class Job:
-    """The name of the job, which is also its Visdom environment, and its base folder."""
+    """The name of the job, with which its Visdom environments begin, and its base folder."""
 
     name: str
     base_dir: Path

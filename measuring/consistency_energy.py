@@ -34,17 +34,24 @@ PUBLISHED_BUILDINGS = ("almena", "albertville")
 
 
 def energy_graph(
-    name: str, sources: Sources, device: torch.device, losses: Sequence[str] | None = None
+    name: str,
+    sources: Sources,
+    device: torch.device,
+    losses: Sequence[str] | None = None,
+    given: Mapping[Edge, nn.Module] | None = None,
 ) -> TaskGraph:
     """Load the networks of a configuration's losses (default: all), frozen, onto the device.
 
     As published, rgb → normal, reshading and depth use the networks trained with consistency.
-    If there is none, the baseline is used and a line is logged.
+    If there is none, the baseline is used and a line is logged. Networks that are `given` are
+    not loaded.
     """
     config = get_config(name)
-    networks: dict[Edge, nn.Module] = {}
+    networks: dict[Edge, nn.Module] = dict(given or {})
     baselines = []
     for edge in edges_of(paths_for(config, losses or list(config["losses"]))):
+        if edge in networks:
+            continue
         transfer = get_transfer(*edge, sources.models_dirs[0])
         path = find_variant(sources.models_dirs, edge[1]) if has_variants(transfer) else None
         if path is None:

@@ -59,14 +59,15 @@ def choose_networks(
     if paths:
         rest = f" (there is no {missing})" if missing else ""
         return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}{rest}")
-    if model is None and models_dir is None or model == "rooms":
+    shipped = _variants_in([DEMO_MODELS], TARGETS[task], variants)
+    if shipped and (model is None and models_dir is None or model == "rooms"):
         stands_in = model is None
         reason = f", as {folders[0]} has no {missing}" if stands_in else ""
         note = (
             f"networks: the small ones shipped with the project, trained on rendered rooms"
             f"{reason}; for others {_ways(task)}"
         )
-        return Choice(_variants_in([DEMO_MODELS], TARGETS[task], variants), note, stands_in)
+        return Choice(shipped, note, stands_in)
     raise UserError(f"no {missing.replace(', ', ' or ')} in {folders[0]}: {_ways(task)}")
 
 

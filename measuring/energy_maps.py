@@ -1,31 +1,121 @@
 """The consistency energy of each pixel: maps of where the paths disagree."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from energy import ENERGY_DOMAINS, straight_loss
-from pictures import montage
+from colouring import Limits, coloured, look_of, mapped, numbers
+from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
+from graph import TaskGraph, edges_of
+from measuring.consistency_energy import UNLABELLED, energy_graph
+from measuring.demo_networks import TARGETS, Choice, choose_networks
+from measuring.prediction import load_predictor
+from pictures import Ball, Bar, Column, page
+from sources import Sources
 from task_configs import TASKS
-from transfers import FULL_SIZE
+from transfers import Edge
+from utils import UserError, log
 
 STRAIGHT_LOSSES = [straight_loss(domain) for domain in ENERGY_DOMAINS]
 STRAIGHT = "n((x))"  # the path that predicts normals directly from the image
-WHITE = 0.99  # the quantile of an image's energies from which on pixels are drawn white
+TOP = 0.99  # the quantile of the energies at the end of the scale
+COLOURS = "inferno"
+OPACITY = 0.9  # of the highest energies on the image
+
+# ---- networks -----------------------------------------------------------------------
+
+
+class AtSize(nn.Module):
+    """A network with its image size. Inputs of other sizes are resized first."""
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.network(resized(values, (self.size, self.size)))
+
+
+def resized(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (B, C, H, W) bilinearly to size (H, W), with antialiasing, if it differs."""
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def shown_networks(models_dir: str | None, device: torch.device) -> dict[Edge, AtSize]:
+    """Return the networks from rgb that the demo shows, trained with consistency if there are.
+
+    A target for which the demo has no networks in `models_dir` is left out.
+    """
+    found = {}
+    for task, target in TARGETS.items():
+        try:
+            chosen = choose_networks(task, models_dir=models_dir)
+        except UserError:
+            continue
+        label = "consistency" if "consistency" in chosen.paths else next(iter(chosen.paths))
+        one = Choice({label: chosen.paths[label]}, chosen.note)
+        shown = load_predictor(task, one, device)
+        found["rgb", target] = AtSize(shown.networks[label], shown.scales[label].image_size)
+    return found
+
+
+def map_graph(
+    sources: Sources, shown: Mapping[Edge, AtSize], device: torch.device
+) -> tuple[TaskGraph, int]:
+    """Return the graph of the straight path and the paths through each domain.
+
+    It consists of the networks in `shown` and, for the other edges, of those of `sources`. Each
+    works at its own image size. Also returns the size of the images to give it. Logs a line if
+    the sizes differ.
+    """
+    size = sources.scale.image_size
+    others = energy_graph(UNLABELLED, sources, device, STRAIGHT_LOSSES, shown)
+    edges = edges_of(paths_for(get_config(UNLABELLED), STRAIGHT_LOSSES))
+    graph = TaskGraph(
+        {edge: shown.get(edge) or AtSize(others.network(edge), size) for edge in edges}
+    )
+    sizes = {network.size for network in shown.values()} - {size}
+    if sizes:
+        targets = ", ".join(target for _, target in shown)
+        log.info("networks: from rgb to %s those of the demo, of image size %s", targets,
+                 ", ".join(map(str, sorted(sizes))))  # fmt: skip
+    return graph.to(device), max([size, *sizes])
+
+
+# ---- energies -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What is drawn of one image, on the CPU.
+
+    `image` is (3, S, S), `normals` (3, H, W), `energy` (1, H, W), `parts` {domain: (1, H, W)}.
+    """
+
+    image: Tensor
+    normals: Tensor
+    energy: Tensor
+    parts: Mapping[str, Tensor]
 
 
 def disagreements(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return |straight − through domain| of each pixel, averaged over channels.
 
-    The result is {domain: (B, 1, H, W)}. As in the loss, it is zero where the path through the
-    domain predicts an invalid normal. Its mean over the pixels is the image's loss.
+    The result is {domain: (B, 1, H, W)}, of the size of the straight prediction. As in the loss,
+    it is zero where the path through the domain predicts an invalid normal. Its mean over the
+    pixels is the image's loss.
     """
     straight = values[STRAIGHT]
     result = {}
     for domain in ENERGY_DOMAINS:
-        through = values[f"n({domain}(x))"]
+        through = resized(values[f"n({domain}(x))"], straight.shape[-2:])
         difference = (straight - through).abs() * TASKS["normal"].mask(through)
         result[domain] = difference.mean(dim=1, keepdim=True)
     return result
@@ -44,22 +134,59 @@ def pixel_energy(parts: Mapping[str, Tensor], by: Mapping | None = None) -> Tens
     return torch.stack(terms).mean(dim=0)
 
 
-def limits(energy: Tensor, white: float | None, standardise: bool) -> tuple[float, float]:
-    """Return the energies of one image (1, H, W) that are drawn black and white."""
-    low = float(energy.quantile(1 - WHITE)) if standardise else 0.0
-    return low, max(top_of(energy, white), low + 1e-6)
+# ---- pictures -----------------------------------------------------------------------
 
 
-def top_of(energy: Tensor, white: float | None) -> float:
-    """Return the energy that is drawn white: `white`, or the image's quantile if it is None."""
-    return max(float(energy.quantile(WHITE)), 1e-6) if white is None else white
+def common_limits(energies: Sequence[Tensor], top: float | None, standardised: bool) -> Limits:
+    """Return the energies at the ends of the scale for all maps (1, H, W) of a call.
+
+    They are 0, or for standardised energies the 1 % quantile, and `top` or the 99 % quantile.
+    """
+    pooled = torch.cat([energy.flatten() for energy in energies]).numpy()
+    low = float(np.quantile(pooled, 1 - TOP)) if standardised else 0.0
+    high = float(np.quantile(pooled, TOP)) if top is None else top
+    return low, max(high, low + 1e-6)
 
 
-def shaded(energy: Tensor, low: float, high: float) -> Tensor:
-    """Scale energies to grey values in [0, 1], from black at `low` to white at `high`."""
-    return ((energy - low) / (high - low)).clamp(0, 1)
+def drawn(maps: Maps, limits: Limits, part_limits: Limits | None, unit: str = "") -> Image.Image:
+    """Draw the image, its normals, their energy, and the energy on the image.
+
+    With `part_limits` there is also the disagreement through each domain.
+    """
+    size = maps.image.shape[-2:]
+    normals = coloured(TASKS["normal"], resized(maps.normals[None], size), (0, 1), mark=False)
+    energy = _in_colours(maps.energy, limits, size)
+    columns = [
+        Column("energy", energy),
+        Column("energy on the image", overlaid(maps.image[None], maps.energy[None], limits)),
+    ]
+    groups = [
+        [Column("image", maps.image[None]), Column("predicted normals", normals, "", Ball())],
+        _with_bar(columns, limits, unit),
+    ]
+    if part_limits:
+        through = [
+            Column(f"through {look_of(TASKS[d]).name}", _in_colours(part, part_limits, size))
+            for d, part in maps.parts.items()
+        ]
+        groups.append(_with_bar(through, part_limits, ""))
+    return page(groups, min(size), across=len(ENERGY_DOMAINS))
 
 
-def drawn(columns: Mapping[str, Tensor]) -> Image.Image:
-    """Draw columns (C, H, W) of any sizes as one labelled picture."""
-    return montage({name: values[None] for name, values in columns.items()}, FULL_SIZE)
+def overlaid(images: Tensor, energies: Tensor, limits: Limits) -> Tensor:
+    """Blend energies (B, 1, H, W) in colour over images (B, 3, H, W): the higher, the denser."""
+    energies = resized(energies.float(), images.shape[-2:])
+    low, high = limits
+    share = OPACITY * ((energies - low) / (high - low)).clamp(0, 1)
+    return images * (1 - share) + mapped(energies[:, 0], COLOURS, limits) * share
+
+
+def _in_colours(energy: Tensor, limits: Limits, size: Sequence[int]) -> Tensor:
+    return mapped(resized(energy[None].float(), size)[:, 0], COLOURS, limits)
+
+
+def _with_bar(columns: Sequence[Column], limits: Limits, unit: str) -> list[Column]:
+    """Return the columns with one bar below all of them."""
+    low, high = limits
+    bar = Bar(COLOURS, numbers([low, (low + high) / 2, high], unit))
+    return [*columns[:-1], replace(columns[-1], legend=bar, span=len(columns))]

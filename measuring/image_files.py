@@ -1,6 +1,6 @@
 """Iteration over the image files of a folder, for programs that predict or measure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -49,9 +49,14 @@ class ImageFiles:
         batch_size: int,
         title: str,
         quiet: bool = False,
+        paths: Sequence[Path] | None = None,
     ) -> Iterator[list[Read]]:
-        """Read the images with `read`, in order, in batches, and show a progress bar."""
-        total = len(self.paths)
+        """Read the images with `read`, in order, in batches, and show a progress bar.
+
+        `paths` are some of the images (default: all).
+        """
+        paths = self.paths if paths is None else paths
+        total = len(paths)
         bar = tqdm(total=total, desc=title, unit="image", disable=quiet or total == 1 or None)
 
         def report(path: Path, sentence: str) -> None:
@@ -60,7 +65,7 @@ class ImageFiles:
             log.error("failed: %s", sentence)
 
         with bar:
-            for batch in read_batches(self.paths, read, batch_size, report):
+            for batch in read_batches(paths, read, batch_size, report):
                 yield batch
                 bar.update(len(batch))
 

@@ -9,6 +9,7 @@ import numpy as np
 from files import write_atomically
 from measuring.statistics import Values, regression
 
+LONGEST = 32  # characters of a name in a legend
 NAMED = 12  # maximum number of queries for a legend; if there are more, there is none
 
 # the colour-blind safe palette by Okabe and Ito
@@ -33,7 +34,8 @@ def plot_energy(
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    named = 0 < len(queries) <= NAMED
+    figure = Figure(figsize=(8.5 if named else 6, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(energy, error, s=14, alpha=0.6, linewidths=0, color=BLUE)
     line = regression(energy, error)
@@ -42,13 +44,13 @@ def plot_energy(
         axes.plot(ends, line.slope * ends + line.intercept, color=RED)
     for number, (name, value) in enumerate(queries.items()):
         look: dict = {"color": colormaps["viridis"](number / len(queries))}
-        if len(queries) <= NAMED:
+        if named:
             style = "-" if number < len(OTHERS) else "--"
             look = {"color": OTHERS[number % len(OTHERS)], "linestyle": style}
             look["label"] = _readable(Path(name).name)
         axes.axvline(value, linewidth=1, **look)
-    if queries and len(queries) <= NAMED:
-        axes.legend(fontsize="small")
+    if named:
+        figure.legend(loc="outside right upper", fontsize="small")  # never on the points
     axes.set_xlabel("consistency energy (mean absolute deviations)")
     axes.set_ylabel("L1 error of normals (standard deviations)")
     axes.set_title(title, fontsize="medium")
@@ -98,6 +100,8 @@ def _readable(name: str) -> str:
     """Escape a file name for matplotlib.
 
     It would parse $ as a formula, fail at undecodable bytes, and hide labels that begin with _.
+    Long names are shortened, so that the legend leaves room for the plot.
     """
+    name = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
     name = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name

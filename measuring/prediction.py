@@ -16,7 +16,6 @@ from devices import choose_device
 from loading.photographs import as_image, open_image, square, whole
 from measuring.demo_networks import TARGETS, Choice, choose_networks
 from models import load_network, recorded_scale
-from pictures import montage
 from precision import forward_only
 from sources import VARIANTS
 from transfers import FULL_SIZE, TRANSFERS, Scale
@@ -138,10 +137,3 @@ def check_size(predictor: Predictor, size: int | None) -> None:
     """Raise UserError for a size that the networks cannot take."""
     if size is not None and size < predictor.multiple:
         raise UserError(f"`size` is {predictor.multiple} or more for these networks, not {size}")
-
-
-def side_by_side(image: Tensor, predictions: dict[str, Tensor]) -> Image.Image:
-    """Draw input and predictions (C, H, W), all of the same size, as one labelled picture."""
-    columns = {"input": image, **predictions}
-    cell = min(image.shape[-2:])
-    return montage({name: values[None] for name, values in columns.items()}, cell)

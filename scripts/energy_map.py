@@ -4,7 +4,9 @@ python -m scripts.energy_map --img_path assets/room.png --output_path results/en
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,16 +18,17 @@ from energy import get_config, paths_for
 from files import make_folder
 from graph import TaskGraph
 from loading.photographs import open_image, square
-from measuring.consistency_energy import UNLABELLED, energy_graph, read_statistics
+from measuring.consistency_energy import UNLABELLED, read_statistics
 from measuring.energy_maps import (
     STRAIGHT,
     STRAIGHT_LOSSES,
+    Maps,
+    common_limits,
     disagreements,
     drawn,
-    limits,
+    map_graph,
     pixel_energy,
-    shaded,
-    top_of,
+    shown_networks,
 )
 from measuring.image_files import ImageFiles
 from measuring.options import NetworkOptions
@@ -33,7 +36,9 @@ from pictures import write_png
 from precision import check_precision, forward_only
 from sources import settle_measuring
 from transfers import FULL_SIZE
-from utils import check_positive, command_line, folding_flags, read_job
+from utils import check_positive, command_line, evenly_spaced, folding_flags, read_job
+
+SAMPLE = 64  # images, at most, that set the common scale
 
 
 @folding_flags
@@ -46,11 +51,15 @@ def main(
     statistics: str | None = None,
     networks: NetworkOptions,
 ) -> None:
-    """Draw the consistency energy of each pixel beside the predicted normals: white = distrust.
+    """Draw the consistency energy of each pixel, and lay it over the image: bright = distrust.
 
     A pixel's energy is the mean, over the domains, of how far normals predicted straight
-    from the image are from those predicted through the domain. Writes {name}_energy.png.
-    Exit status as of demo.py.
+    from the image are from those predicted through the domain. Writes {name}_energy.png, all
+    in the same colours. Exit status as of demo.py.
+
+    The networks that predict normals, depth and reshading are those that demo.py shows; the
+    paths go on from their predictions. Where `image_size`, `width`, `levels` or `statistics`
+    are given, all networks are those of scripts.energy_calc instead.
 
     Example: python -m scripts.energy_map --img_path assets/room.png
 
@@ -58,8 +67,9 @@ def main(
         img_path: an image, or a folder of images; what is no image is skipped.
         output_path: the folder for the results (default: results/energy_map).
         per_path: draw the disagreement through each domain too.
-        white: the energy that is drawn white, so that pictures compare (default: the 99 %
-            quantile of each image's own, printed).
+        white: the energy at the bright end of the scale, so that the pictures of several
+            calls compare (default: the 99 % quantile of this call's images, of 64 where
+            there are more; printed).
         statistics: the save_dir of a labelled run of scripts.energy_calc: each domain's
             disagreement is standardised by it before the mean, as the energy of images is.
     """
@@ -72,31 +82,67 @@ def main(
         read_job(), None, networks.models_dir, networks.scale, labelled=False
     )
     device = choose_device()
-    graph = energy_graph(UNLABELLED, sources, device, STRAIGHT_LOSSES)
+    as_calculated = reference is not None or any(networks.scale)
+    shown = {} if as_calculated else shown_networks(networks.models_dir, device)
+    graph, size = map_graph(sources, shown, device)
+    measured = partial(measure, graph, size, images, networks, per_path, reference)
+    write_maps(images, measured, folder, white, per_path, reference is not None)
+    if status := images.summary(folder):
+        sys.exit(status)
+
+
+def write_maps(
+    images: ImageFiles,
+    measured: Callable[[Sequence[Path]], Iterator[tuple[Path, Maps]]],
+    folder: Path,
+    white: float | None,
+    per_path: bool,
+    standardised: bool,
+) -> None:
+    """Write {name}_energy.png for each image. At most `SAMPLE` of them set the common scale."""
+    names = images.result_names(folder, ["_energy.png"])
+    sample = evenly_spaced(images.paths, SAMPLE)
+    others = [path for path in images.paths if path not in set(sample)]
+    kept = dict(measured(sample))
+    if not kept:
+        kept, others = dict(measured(others)), []
+    if not kept:
+        return
+    limits = common_limits([maps.energy for maps in kept.values()], white, standardised)
+    parts = [part for maps in kept.values() for part in maps.parts.values()]
+    part_limits = common_limits(parts, white, standardised=False) if per_path else None
+    print(f"scale: {limits[0]:.4f} … {limits[1]:.4f}, the same in all pictures")
+    unit = "mean deviations" if standardised else ""
+    for path, maps in chain(kept.items(), measured(others)):
+        write_png(drawn(maps, limits, part_limits, unit), folder / f"{names[path]}_energy.png")
+        tqdm.write(f"{printable(path.name)}: mean {maps.energy.mean():.4f}")
+
+
+def measure(
+    graph: TaskGraph,
+    size: int,
+    images: ImageFiles,
+    networks: NetworkOptions,
+    per_path: bool,
+    reference: Mapping | None,
+    paths: Sequence[Path],
+) -> Iterator[tuple[Path, Maps]]:
+    """Yield the energies of some of the images, with those of each path if `per_path`."""
 
     def read(path: Path) -> tuple[Tensor, ...]:
         image = open_image(path)
-        return square(image, sources.scale.image_size), square(image, FULL_SIZE)
+        return square(image, size), square(image, FULL_SIZE)
 
-    names = images.result_names(folder, ["_energy.png"])
+    device = next(graph.parameters()).device
     batch_size = networks.batch_size or default_forward_batch(device)
-    for batch in images.batches(read, batch_size, "energy", networks.quiet):
+    for batch in images.batches(read, batch_size, "energy", networks.quiet, paths):
         inputs = torch.stack([tensors[0] for _, tensors in batch]).to(device)
         with forward_only(device, networks.precision):
             normals, parts = predict(graph, inputs)
             energies = pixel_energy(parts, reference)
         for i, (path, (_, display)) in enumerate(batch):
-            low, high = limits(energies[i], white, standardise=reference is not None)
-            energy = shaded(energies[i], low, high)
-            columns = {"input": display, "normal": normals[i], "energy": energy}
-            if per_path:
-                columns |= {d: shaded(m[i], 0, top_of(m[i], white)) for d, m in parts.items()}
-            write_png(drawn(columns), folder / f"{names[path]}_energy.png")
-            tqdm.write(
-                f"{printable(path.name)}: mean {energies[i].mean():.4f}, white from {high:.4f}"
-            )
-    if status := images.summary(folder):
-        sys.exit(status)
+            own = {domain: part[i].clone() for domain, part in parts.items() if per_path}
+            yield path, Maps(display, normals[i].clone(), energies[i].clone(), own)
 
 
 def printable(name: str) -> str:

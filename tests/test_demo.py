@@ -17,10 +17,12 @@ import demo
 from loading import photographs
 from measuring import demo_networks, prediction
 from measuring.demo_networks import choose_networks
+from measuring.result_files import unit_vectors
 from models import save_network
 from pictures import to_image
 from precision import forward_only
 from sources import DEMO_MODELS, VARIANTS, checkpoint_names
+from task_configs import TASKS
 from transfers import TRANSFERS, Scale
 from utils import UserError
 
@@ -72,8 +74,9 @@ def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
     picture.save(tmp_path / "a.png")
     assert run(tmp_path / "a.png", task, tmp_path / "out", models, compare=True) == 0
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    kinds = ("baseline", "compare", "consistency")
-    assert written == [f"a_{task}_{kind}.png" for kind in kinds]
+    more = {"normal": [".npy"], "depth": [".npy", "_16bit.png", "_colour.png"], "reshading": []}
+    kinds = [f"{variant}{end}" for variant in VARIANTS for end in (".png", *more[task])]
+    assert written == sorted(f"a_{task}_{kind}" for kind in [*kinds, "compare.png"])
     for variant in VARIANTS:
         values = demo.predict(picture, task, variant=variant, models_dir=str(models))
         file = Image.open(tmp_path / "out" / f"a_{task}_{variant}.png")
@@ -82,6 +85,51 @@ def test_files_and_predict_agree(task, mode, models, picture, tmp_path):
         expected = np.asarray(to_image(values)).astype(int)
         # alone and in a batch, sums run in another order: one grey level, rarely
         assert np.abs(expected - pixels(file.filename)).max() <= 1
+
+
+def test_depth_in_metres_and_in_the_file_encoding(models, picture, tmp_path, capsys):
+    picture.save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "depth", tmp_path / "out", models) == 0
+    assert f"to look at: {tmp_path / 'out'}/*_depth_*_colour.png" in capsys.readouterr().out
+    task = TASKS["depth_zbuffer"]
+    for variant in VARIANTS:
+        stem = tmp_path / "out" / f"a_depth_{variant}"
+        metres = np.load(f"{stem}.npy")
+        values = demo.predict(picture, "depth", variant=variant, models_dir=str(models))
+        assert metres.dtype == np.float32 and metres.shape == (256, 256)
+        np.testing.assert_allclose(metres, values[0] * 15.625, atol=0.01)
+        # what a data set's file says: 1/512 m a step; and so our own loader reads it
+        with Image.open(f"{stem}_16bit.png") as file:
+            assert file.mode.startswith("I;16")
+            np.testing.assert_allclose(np.asarray(file) / 512, metres, atol=0.5001 / 512)
+        loaded = task.load(f"{stem}_16bit.png", 256)
+        np.testing.assert_allclose(loaded[0] * 15.625, metres, atol=0.5001 / 512)
+    drawn = [pixels(tmp_path / "out" / f"a_depth_{v}_colour.png") for v in VARIANTS]
+    assert drawn[0].shape == drawn[1].shape and drawn[0].shape[0] > 256 < drawn[0].shape[1]
+    assert np.array_equal(drawn[0][-50:], drawn[1][-50:])  # the same numbers below the bars
+    assert len(np.unique(drawn[0].reshape(-1, 3), axis=0)) > 100
+
+
+def test_normals_as_unit_vectors(models, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "normal", tmp_path, models) == 0
+    for variant in VARIANTS:
+        vectors = np.load(tmp_path / f"a_normal_{variant}.npy")
+        assert vectors.dtype == np.float32 and vectors.shape == (256, 256, 3)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=1e-5)
+        levels = pixels(tmp_path / f"a_normal_{variant}.png") / 255 * 2 - 1
+        long = np.linalg.norm(levels, axis=2) > 0.1
+        levels /= np.linalg.norm(levels, axis=2, keepdims=True)
+        assert np.abs(vectors - levels)[long].max() < 0.15
+
+
+def test_the_directions_of_the_axes():
+    """A wall in front of the camera, a floor, and a wall on the left, in the files' colours."""
+    colours = torch.tensor([[128, 128, 0], [128, 0, 128], [255, 128, 128]]) / 255
+    vectors = unit_vectors(colours.T.view(3, 1, 3))
+    wanted = torch.tensor([[0.0, 0, -1], [0, -1, 0], [1, 0, 0]])  # towards us, up, to the right
+    torch.testing.assert_close(vectors[:, 0].T, wanted, atol=6e-3, rtol=0)
+    assert (unit_vectors(torch.full((3, 2, 2), 0.5)) == 0).all()
 
 
 def test_size_keeps_the_aspect(models, picture, tmp_path):
@@ -99,7 +147,7 @@ def test_batch_size_changes_nothing(models, picture, tmp_path):
         picture.rotate(7 * i).save(source / f"{i}.png")
     for size in (1, 3):
         assert run(source, "depth", tmp_path / str(size), models, batch_size=size) == 0
-    for path in (tmp_path / "1").iterdir():
+    for path in (tmp_path / "1").glob("*_depth_*[!rt].png"):  # neither colour nor 16bit
         assert np.abs(pixels(path) - pixels(tmp_path / "3" / path.name)).max() <= 1
 
 
@@ -211,7 +259,7 @@ def test_command_line_on_a_folder_of_everything(models, picture, tmp_path):
     for name in ("good", "other", "one", "long", "n" * 150):
         for variant in VARIANTS:
             assert (tmp_path / "out" / f"{name}_normal_{variant}.png").is_file()
-    assert len(list((tmp_path / "out").iterdir())) == 10
+    assert len(list((tmp_path / "out").glob("*.png"))) == 10
 
 
 @pytest.mark.parametrize(
@@ -252,7 +300,7 @@ def test_names_that_collide_stay_apart(models, picture, tmp_path):
     assert run(tmp_path, "normal", tmp_path, models) == 0
     assert all((tmp_path / name).read_bytes() == before[name] for name in inputs)
     results = [p.name.casefold() for p in tmp_path.iterdir() if p.name not in inputs]
-    assert len(set(results)) == 2 * len(inputs)
+    assert len(set(results)) == 2 * 2 * len(inputs)  # PNG and NumPy files
     # a second time, the results of the first are no inputs, and come out the same
     assert run(tmp_path, "normal", tmp_path, models) == 0
     assert sorted(results) == sorted(
@@ -332,7 +380,7 @@ def test_one_network_in_the_models_folder_is_enough(models, job_models, picture,
     copy(models / "rgb2normal_baseline.pth", job_models / "rgb2normal_consistency_best.pth")
     picture.save(tmp_path / "a.png")
     demo.main(task="normal", img_path=str(tmp_path / "a.png"), output_path=str(tmp_path / "out"))
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_normal_consistency.png"]
+    assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["a_normal_consistency.png"]
     said = capsys.readouterr()
     assert str(job_models) in said.out and "there is no rgb2normal_baseline.pth" in said.out
     (line,) = [line for line in said.err.splitlines() if "passing over" in line]
@@ -348,8 +396,9 @@ def test_a_runs_folder_is_shown(models, picture, tmp_path):
     command += ["--output_path", str(tmp_path / "out"), "--checkpoint", str(run_folder)]
     done = subprocess.run([*command, "--compare"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["a_depth_compare.png", "a_depth_consistency.png"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"a_depth_compare.png", "a_depth_consistency.png"} <= written
+    assert not any("baseline" in name for name in written)
     values = demo.predict(tmp_path / "a.png", "depth", checkpoint=run_folder)
     from_models = demo.predict(tmp_path / "a.png", "depth", models_dir=str(models))
     assert torch.equal(values, from_models)
@@ -367,7 +416,7 @@ def test_networks_of_two_runs_and_two_sizes(models, picture, tmp_path):
         task="normal", img_path=str(tmp_path / "a.png"), output_path=str(out), checkpoint=folders
     )
     labels = "one_consistency", "two_baseline", "two_consistency"
-    assert sorted(p.name for p in out.iterdir()) == [f"a_normal_{label}.png" for label in labels]
+    assert sorted(p.name for p in out.glob("*.png")) == [f"a_normal_{n}.png" for n in labels]
     for label, file in zip(labels[::2], (folders[0], folders[1]), strict=True):
         file = Path(file) / "rgb2normal_consistency.pth"
         alone = np.asarray(to_image(demo.predict(picture, checkpoint=file))).astype(int)

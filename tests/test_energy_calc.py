@@ -18,12 +18,12 @@ from graph import edges_of
 from loading.layouts import View, find_views
 from loading.photographs import open_image, square
 from losses import evaluate_losses
-from measuring import consistency_energy, energy_maps, shifts
+from measuring import consistency_energy, demo_networks, energy_maps, plots, prediction, shifts
 from measuring.statistics import standardised, statistics
 from models import save_network
 from precision import forward_only
 from scripts import energy_calc, energy_map, energy_shift
-from sources import Sources
+from sources import VARIANTS, Sources
 from task_configs import get_task
 from transfers import TRANSFERS, Scale
 from utils import UserError
@@ -202,6 +202,19 @@ def test_command_line(models, data, tmp_path):
     assert [row["building"] for row in rows] == ["tuff", "tuff", "zeolite", "zeolite"]
 
 
+def test_the_plots_legend_covers_no_point(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, stem: figures.append(figure))
+    points = np.random.default_rng(0).normal(size=(2, 200))
+    queries = {f"{'a' * 20 * i} query {i}.png": float(i) for i in range(12)}
+    plots.plot_energy(tmp_path / "energy", *points, "title", queries)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure.axes[0].bbox)
+    assert figure.axes[0].bbox.width > 0.4 * figure.bbox.width
+
+
 # ---- pixels -------------------------------------------------------------------------
 
 
@@ -224,10 +237,99 @@ def test_pixels_average_to_the_image(graph):
 
 def test_energy_map_run(models, labelled, tmp_path):
     source = ROOT / "assets" / "room.png"
-    for per_path, columns in ((False, 3), (True, 10)):
+    for per_path, columns, bands in ((False, 4, 1), (True, 7, 2)):
         energy_map.main(img_path=str(source), output_path=str(tmp_path), models_dir=str(models),
                         per_path=per_path, statistics=str(labelled))  # fmt: skip
-        assert Image.open(tmp_path / "room_energy.png").width == columns * 258 + 2
+        picture = Image.open(tmp_path / "room_energy.png")
+        assert columns * 256 < picture.width < (columns + 1) * 256
+        assert bands * 256 < picture.height < bands * (256 + 200)
+
+
+def test_images_of_one_call_share_their_scale(models, tmp_path, capsys):
+    """Before: each image was drawn from black to white by its own 99 % quantile."""
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = Image.open(ROOT / "assets" / "room.png").convert("RGB")
+    picture.save(source / "room.png")
+    Image.new("RGB", picture.size, "grey").save(source / "grey.png")
+    flags = {"img_path": str(source), "models_dir": str(models)}
+    energy_map.main(output_path=str(tmp_path / "both"), **flags)
+    assert capsys.readouterr().out.count("scale: 0.0000 … ") == 1
+    room, grey = (np.asarray(Image.open(tmp_path / "both" / f"{name}_energy.png"))
+                  for name in ("room", "grey"))  # fmt: skip
+    bars = slice(312, 345), slice(600, None)
+    assert np.array_equal(room[bars], grey[bars]) and room[bars].min() < 60
+    energy_map.main(output_path=str(tmp_path / "white"), white=0.9, **flags)
+    assert "scale: 0.0000 … 0.9000" in capsys.readouterr().out
+    dimmer = np.asarray(Image.open(tmp_path / "white" / "room_energy.png"))
+    assert not np.array_equal(dimmer[bars], room[bars])
+    # few images are few; of many, some set the scale, and all are drawn
+    energy_map.SAMPLE, before = 1, energy_map.SAMPLE
+    try:
+        energy_map.main(output_path=str(tmp_path / "many"), **flags)
+    finally:
+        energy_map.SAMPLE = before
+    assert len(list((tmp_path / "many").iterdir())) == 2
+
+
+def test_the_scale_spans_all_maps():
+    maps = [torch.linspace(0, 1, 101).view(1, 1, 101), torch.linspace(0, 3, 101).view(1, 1, 101)]
+    low, high = energy_maps.common_limits(maps, None, standardised=False)
+    assert low == 0 and 2.9 < high < 3
+    assert energy_maps.common_limits(maps, 0.5, standardised=False) == (0.0, 0.5)
+    low, _ = energy_maps.common_limits([m - 1 for m in maps], None, standardised=True)
+    assert -1 <= low < -0.9
+    low, high = energy_maps.common_limits([torch.zeros(1, 4, 4)], None, standardised=False)
+    assert low < high
+
+
+def test_the_energy_lies_over_the_image():
+    image = torch.full((1, 3, 8, 8), 0.25)
+    energy = torch.zeros(1, 1, 8, 8)
+    energy[..., 4:] = 1.0
+    laid = energy_maps.overlaid(image, energy, (0.0, 1.0))
+    assert torch.equal(laid[..., :4], image[..., :4])
+    assert (laid[:, 0, :, 4:] > 0.8).all()  # bright yellow
+
+
+@torch.no_grad()
+def test_the_energy_is_of_the_networks_that_the_demo_shows(models, tmp_path, monkeypatch):
+    """The demo's stand-ins are of another image size than those of the other edges."""
+    larger = Scale(64, 8)
+    for name, target in (("normal", "normal"), ("depth", "depth_zbuffer")):
+        for variant in VARIANTS:
+            network = fill(TRANSFERS["rgb", target].build(larger), everywhere=variant)
+            save_network(tmp_path / f"rgb2{name}_{variant}.pth", network, larger)
+
+    class Job:
+        models_dir = tmp_path / "none"
+
+    monkeypatch.setattr(demo_networks, "read_job", lambda: Job)
+    monkeypatch.setattr(demo_networks, "DEMO_MODELS", tmp_path)
+    cpu = torch.device("cpu")
+    shown = energy_maps.shown_networks(None, cpu)
+    assert set(shown) == {("rgb", "normal"), ("rgb", "depth_zbuffer")}
+    sources = Sources([], [models], SMALL, embedded=False, install_dir=models)
+    graph, size = energy_maps.map_graph(sources, shown, cpu)
+    assert size == 64
+    image = open_image(ROOT / "assets" / "room.png")
+    normals, parts = energy_map.predict(graph, square(image, size)[None])
+    prediction._kept_predictor.cache_clear()
+    with pytest.warns(UserWarning, match="shipped"):
+        wanted = prediction.predict(image, "normal")
+    prediction._kept_predictor.cache_clear()
+    enlarged = torch.nn.functional.interpolate(normals.clamp(0, 1), (256, 256), mode="bilinear")
+    torch.testing.assert_close(enlarged[0], wanted, atol=1e-5, rtol=0)
+    assert {tuple(part.shape) for part in parts.values()} == {(1, 1, 64, 64)}
+    # the path through depth goes on from the demo's depth, at its own network's size
+    depth = shown["rgb", "depth_zbuffer"](square(image, 64)[None])
+    onward = graph.network(("depth_zbuffer", "normal")).network
+    through = onward(torch.nn.functional.interpolate(depth, (32, 32), mode="bilinear",
+                                                     antialias=True))  # fmt: skip
+    through = torch.nn.functional.interpolate(through, (64, 64), mode="bilinear")
+    apart = (normals - through).abs() * get_task("normal").mask(through)
+    torch.testing.assert_close(parts["depth_zbuffer"], apart.mean(dim=1, keepdim=True),
+                               atol=1e-4, rtol=0)  # fmt: skip
 
 
 # ---- shift --------------------------------------------------------------------------

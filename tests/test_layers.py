@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     ["utils", "modules"],
     ["files", "task_configs", "precision", "balancing", "choosing"],
-    ["tables", "loading", "rooms", "transfers", "energy"],
+    ["tables", "loading", "rooms", "transfers", "energy", "colouring"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
     ["packing", "logger", "sources", "label_cache"],
     ["training", "measuring"],

@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 from energy import energy_configs, paths_for
 from graph import TaskGraph
 from losses import evaluate_losses
 from models import load_network, read_weights, save_network
 from task_configs import TASKS
+from training.curves import figure_of, read_curves
 from transfers import TRANSFERS, Scale
+from utils import read_job
 
 SCALE = Scale(32, 8)  # of the networks in conftest
 NO_IMAGENET = (
@@ -48,9 +51,10 @@ def test_the_main_job(run, networks):
     start, _ = read_weights(networks / "rgb2normal_baseline.pth")
     assert (made_by["image_size"], made_by["width"], made_by["steps_per_epoch"]) == (32, 8, 2)
     assert any(not torch.equal(weights[name], start[name]) for name in start)
+    assert (folder / "curves.png").is_file()
     for name in ("start.png", "latest.png"):
         with Image.open(folder / name) as picture:
-            assert picture.width > 18 * 64
+            assert picture.width > 13 * 64 and picture.height > 2 * 4 * 64  # two bands
     # exactly the chosen losses are in the records of a training epoch
     log = log_of(results)
     chosen = [line["chosen losses"] for line in log if "chosen losses" in line][:2]
@@ -64,6 +68,67 @@ def test_the_main_job(run, networks):
     assert {line["split"] for line in log if "loss" in line} == {"train", "direct"}
     columns = json.loads((folder / "evaluation.json").read_text())
     assert list(columns) == ["before", "trained", "without consistency"]
+
+
+def test_curves_are_drawn_of_every_epoch_and_go_on_after_resuming(run):
+    status, output, results = run("example_normal", "--winrate", "--k=1", "--steps-per-epoch=2")
+    assert status == 0, output
+    folder = run_folder(results)
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.size == (1000, 700)
+    before = (folder / "curves.png").read_bytes()
+    status, output, _ = run("--resume", str(folder), "--max-epochs=3", defaults=False)
+    assert status == 0, output
+    assert (folder / "curves.png").read_bytes() != before
+    curves = read_curves(folder / "log.jsonl", 2)
+    assert list(curves.train["train"]["loss"]) == [1, 2, 3]
+    names = ["mae", "percep_curv", "percep_edge"]
+    assert [name for name in curves.val["train"] if not name.startswith("direct")] == names
+    for points in (curves.val["train"]["mae"], curves.wins["percep_curv"]):
+        assert list(points) == [0, 1, 2, 3]
+    assert all(0 <= rate <= 1 for rate in curves.wins["percep_edge"].values())
+
+
+def test_curves_of_both_phases_with_legends_off_the_points(tmp_path):
+    title = "percep_{}_mae : f(n(x)) -> f(y^)"
+    domains = ["curv", "edge", "reshading", "depth_zbuffer", "keypoints2d", "keypoints3d",
+               "edge_occlusion", "imagenet_percep"]  # fmt: skip
+    records = []
+    for split in ("train", "val", "direct", "direct_val"):
+        for step in (5, 10, 15, 20):
+            values = {title.format(domain): 1 / step for domain in domains}
+            values |= {"mae : n(x) -> y^": step, "loss": float("nan") if step == 5 else 2.0}
+            records.append({"split": split, "step": step, **values})
+    records.append({"win rates": {f"percep_{d}": 0.5 for d in domains}, "step": 10})
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"time": 0.0, **record}) + "\n" for record in records))
+    curves = read_curves(log, steps_per_epoch=10)
+    assert curves.train["direct"]["mae"] == {1: 7.5, 2: 17.5}  # the mean over each epoch
+    assert curves.val["direct"]["mae"] == {0.5: 5, 1: 10, 1.5: 15, 2: 20}
+    figure = figure_of(curves, "title", squared=False)
+    figure.draw_without_rendering()
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert len(legends) == 3
+    boxes = [legend.get_window_extent() for legend in legends]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(axes.bbox) for axes in figure.axes)
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert figure.bbox.containsx(box.x1) and figure.bbox.containsy(box.y0)
+    perceptual = figure.axes[2]
+    assert len(perceptual.lines) == 2 * len(domains)
+    assert perceptual.lines[0].get_ydata()[0] == 100  # % of the first
+
+
+def test_a_run_can_leave_visdom_alone_and_each_job_has_its_environment(run, monkeypatch):
+    made = []
+    monkeypatch.setattr(train, "VisdomWindows", lambda *place: made.append(place))
+    for flags in ((), ("--visdom-env=normaltarget_allperceps",), ("--visdom-server=none",)):
+        status, output, _ = run("example_normal_direct", "--steps-per-epoch=1", *flags)
+        assert status == 0, output
+        assert "visdom:" not in output
+    job = read_job().name
+    envs = [env for env, *_ in made]
+    assert envs == [f"{job}_example_normal_direct", "normaltarget_allperceps"]
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,10 @@ class RunOptions:
         resume_anyway: go on even if networks or views have changed since the run began.
         save_every: save a state to go on from every so many steps (default: every epoch).
         results_dir: where the run's folder is made (default: results/ of the base folder).
-        visdom_server: host of the Visdom server.
+        visdom_server: host of the Visdom server, or none: the run leaves Visdom alone.
         visdom_port: its port.
+        visdom_env: its environment (default: the job's name and the configuration, joined by
+            _; as published it is the job's name alone).
         quiet: plain lines instead of a progress bar.
     """
 
@@ -166,6 +168,7 @@ class RunOptions:
     results_dir: str | None = None
     visdom_server: str = "localhost"
     visdom_port: int = 8097
+    visdom_env: str | None = None
     quiet: bool = False
 
 

@@ -12,6 +12,7 @@ from files import write_json
 from graph import TaskGraph
 from logger import Logger, VisdomWindows
 from models import save_atomically, save_network
+from training.curves import draw_curves, read_curves
 from training.loop import NotFinite, Trainer
 from training.progress_pictures import Pictures
 from training.run_folder import write_record
@@ -39,7 +40,7 @@ class RunOutput:
         config: Mapping,
         realities: Mapping[str, Reality],
         ranks: Ranks,
-        windows: VisdomWindows,
+        windows: VisdomWindows | None,
         resuming: bool,
     ) -> None:
         self.folder, self.ranks, self.graph, self.realities = folder, ranks, graph, realities
@@ -77,7 +78,8 @@ class RunOutput:
             weights = self.graph.target.state_dict()
             self.start = {name: value.clone() for name, value in weights.items()}
         if self._pictures:
-            self._pictures.draw(self.graph, "start", "start")
+            heading = f"{self.record['config']}, before training"
+            self._pictures.draw(self.graph, "start", "start", heading)
         self.save_state(0)
 
     def end_phase(self, column: str, measured: dict[str, float]) -> None:
@@ -102,7 +104,16 @@ class RunOutput:
                 best = checkpoint.with_stem(f"{checkpoint.stem}_best")
                 save_network(best, network, scale, **self.made_by)
             if self._pictures:
-                self._pictures.draw(trainer.graph, "", "latest")
+                epoch = f"epoch {trainer.progress.epoch + 1} of {trainer.plan.epochs}"
+                heading = f"{self.record['config']}, {epoch}"
+                self._pictures.draw(trainer.graph, "", "latest", heading)
+
+    def draw_curves(self) -> None:
+        """Draw curves.png from the log."""
+        if self.ranks.first:
+            curves = read_curves(self.folder / "log.jsonl", self.record["steps_per_epoch"])
+            title = f"{self.record['config']}, {self.record['epochs']} epochs"
+            draw_curves(curves, self.folder / "curves.png", title, self.record["squared"])
 
     @property
     def made_by(self) -> dict:
