@@ -9,6 +9,7 @@ from PIL import Image
 
 from loading.bad_files import reason_of_file
 from loading.layouts import Place, View
+from loading.view_lists import LISTED
 from task_configs import FORMATS, READ_ERRORS, TASKS, ImageTask, check_size
 
 DEEP = "depth_zbuffer", "edge_occlusion", "keypoints2d", "keypoints3d"  # 16-bit grey
@@ -167,5 +168,6 @@ def axes_findings(place: Place, checked: Iterable[Checked]) -> list[Finding]:
             for (colour, right, wrong), agreement in zip(directions, axes.diagonal(), strict=True)
             if agreement < AXES_AGREE
         ]
-    folder = str(place.view("").path(TASKS["normal"]).parent)
+    listed = place.layout == LISTED  # such a list has no folder of a building
+    folder = str(place.data_dir if listed else place.view("").path(TASKS["normal"]).parent)
     return [Finding("odd", folder, f"{text}, by the slopes of depth") for text in texts]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files import read_json
-from loading.layouts import LAYOUTS, Place, find_places
+from loading.layouts import Place, find_places, no_views
 from utils import ROOT, UserError, log
 
 PARTS = "train", "val", "test"
@@ -27,9 +27,7 @@ def split_buildings(
     """
     places = [place for folder in data_dirs for place in find_places(folder)]
     if not places:
-        known = ", ".join(LAYOUTS)
-        folders = ", ".join(map(str, data_dirs))
-        raise UserError(f"no building under {folders} in a layout known here ({known})")
+        raise no_views(data_dirs)
     available = sorted({place.building for place in places})
     files = [Path(split)] if split else sorted((ROOT / "config").glob("split*.txt"))
     splits = [] if split else [_folders_split(places)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Reality
 from devices import choose_device
 from files import make_folder, write_json
-from loading.layouts import View
+from loading.layouts import View, add_layouts
 from measuring.consistency_energy import (
     LABELLED,
     UNLABELLED,
@@ -79,6 +79,8 @@ def main(
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     folder = Path(save_dir) if save_dir else read_job().results_dir / "energy"
     if config == UNLABELLED:
+        if labelled.layouts is not None:
+            raise UserError(f"`layouts` is for labelled data, and {UNLABELLED} reads images")
         if data_dir is None:
             raise UserError(f"{UNLABELLED} needs `data_dir`: an image, or a folder of images")
         if status := measure_queries(folder, data_dir, subset_size, networks):
@@ -86,6 +88,7 @@ def main(
         return
     if data_dir is not None:
         raise UserError(f"`data_dir` is for {UNLABELLED}; labelled data are named by `data_dirs`")
+    add_layouts(labelled.layouts)
     make_folder(folder)
     sources = settle_measuring(
         read_job(), labelled.data_dirs, networks.models_dir, networks.scale, quiet=networks.quiet
