@@ -143,6 +143,21 @@ def test_views_that_cannot_be_loaded_are_left_out_up_to_a_share(pack, rooms, tmp
     assert pack(copy, "--max-bad-fraction=0.5")[1] == f"pack: {folder} is complete"
 
 
+def test_a_link_to_nothing_is_a_bad_file_as_in_training(pack, rooms, tmp_path):
+    copy = shutil.copytree(rooms, tmp_path / "copy")
+    wanted = dataset(copy)
+    path = wanted.views[2].path(TASKS["normal"])
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    status, line, _ = pack(copy)
+    assert status == 2 and f"{path}: No such file" in line
+    status, line, folder = pack(copy, "--max-bad-fraction=0.5")
+    assert status == 0 and line.endswith(f"{folder} (1 left out)")
+    del wanted.views[2]
+    assert_equal(dataset(folder), wanted)
+    assert pack(copy, "--max-bad-fraction=0.5")[1] == f"pack: {folder} is complete"
+
+
 def test_parts_of_the_data_stay_apart(pack, rooms, tmp_path):
     tasks = [TASKS["rgb"], TASKS["normal"]]
     for view in dataset(rooms, tasks=tasks).views:
