@@ -137,14 +137,14 @@ class Place(NamedTuple):
             return dict.fromkeys(pack.view_names(task, self.building, self.part), "")
         template = _template(self.layout, task, self.building, MARKS["view"], self.part)
         files: dict[str, str] = {}
+        usual = self.view("VIEW").path(task).suffix
         for names in _matches(self.data_dir, template):
-            usual = View(self.data_dir, self.building, names["view"], self.layout, self.part)
-            path = usual.path(task)
-            if names.get("ending", path.suffix) == path.suffix:
-                files[usual.name] = ""  # goes before a JPEG of the same view
+            name, ending = names["view"], names.get("ending", usual)
+            if ending == usual:
+                files[name] = ""  # goes before a JPEG of the same view
             else:
-                other = str(path.with_suffix(names["ending"]))
-                files[usual.name] = min(other, files.get(usual.name, other))
+                other = str(self.view(name).path(task).with_suffix(ending))
+                files[name] = min(other, files.get(name, other))
         return files
 
 
@@ -153,7 +153,7 @@ def check_data_dirs(data_dirs: Sequence[str | Path]) -> None:
     seen: dict[Path, str | Path] = {}
     for folder in data_dirs:
         if not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
-            raise UserError(f"no data folder or list of views {str(folder) or repr('')}")
+            raise UserError(f"no data folder {str(folder) or repr(str())} (or list of views)")
         place = Path(folder).resolve()
         if place in seen:
             spelling = "" if str(seen[place]) == str(folder) else f", once as {seen[place]}"
@@ -170,7 +170,7 @@ def find_places(data_dir: str | Path) -> list[Place]:
     if listed := find_list(data_dir):
         return [Place(data_dir, LISTED, *key) for key in listed.places()]
     if not data_dir.is_dir():
-        raise UserError(f"no data folder or list of views {data_dir}")
+        raise UserError(f"no data folder {data_dir} (or list of views)")
     if pack := find_pack(data_dir):
         return [Place(data_dir, PACKED, *key) for key in pack.places()]
     layout = find_layout(data_dir)
