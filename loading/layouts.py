@@ -153,7 +153,7 @@ def check_data_dirs(data_dirs: Sequence[str | Path]) -> None:
     seen: dict[Path, str | Path] = {}
     for folder in data_dirs:
         if not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
-            raise UserError(f"no data folder {str(folder) or repr(str())} (or list of views)")
+            raise UserError(f"no data folder {str(folder) or repr('')} (or list of views)")
         place = Path(folder).resolve()
         if place in seen:
             spelling = "" if str(seen[place]) == str(folder) else f", once as {seen[place]}"
