@@ -60,11 +60,9 @@ def main(
         img_path: an image, or a folder of images; what is no image is skipped.
         output_path: the folder for the results (default: results/demo).
         compare: write {name}_{task}_compare.png too: the input and all predictions.
-        size: predict the whole image in its own aspect, its shorter side that many pixels
-            (each side is rounded to a multiple that the network takes), instead of the
-            centre square at the size of the network's training.
-        checkpoint: the networks to use, comma-separated: checkpoint files, or folders of runs,
-            e.g. results/RUN. They may be of different image sizes.
+        size: predict the whole image in its own aspect, its shorter side about that many
+            pixels, instead of the centre square at the size of the network's training.
+        checkpoint: the networks to use, comma-separated: checkpoint files or runs' folders.
         model: published (those in the models folder) or rooms (the small networks shipped with
             this project). Default: published where at least one is there, else rooms.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder).

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils import UserError, reason_of
+from utils import UserError, check_regular, reason_of
 
 
 def make_folder(folder: Path) -> Path:
@@ -106,8 +106,9 @@ def _finite(value: object) -> object:
 def read_json(path: Path) -> dict:
     """Read a JSON object. Raises UserError if the file cannot be read or holds anything else."""
     try:
+        check_regular(path)
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object: {reason_of(error)}") from None

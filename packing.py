@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from datasets import Reality, TaskDataset
 from files import read_json, write_json
-from loading.layouts import Place, find_buildings, find_places, find_views
+from loading.layouts import Place, find_buildings, find_places, find_views, hints_of, no_views
 from loading.packs import PACK_INDEX, PACK_VERSION, encoding_of, find_pack, packed
 from task_configs import TASKS, ImageTask
-from utils import UserError
+from utils import UserError, log
 
 BATCH = 16  # views per batch
 CHECKPOINT = 16  # batches between two records of the progress
@@ -119,8 +119,12 @@ class Packing:
         """Record that the first `upto` views were processed, without those `left_out`."""
         for view in self.data.views[self.seen : upto]:
             for path in map(view.path, self.data.tasks):
-                stat = path.stat()
-                text = f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n"
+                try:
+                    stat = path.stat()
+                except OSError:  # a link to nothing, or gone: its view is left out
+                    text = f"{path.name} is not there\n"
+                else:
+                    text = f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n"
                 self.digest.update(text.encode())
         self.seen, self.left_out = upto, sorted(left_out)
 
@@ -189,11 +193,15 @@ def make_pack(
     """
     source, target = Path(source), Path(target)
     places = find_places(source)
+    if not places:
+        raise no_views([source], tasks or ())
     if find_pack(source):
         raise UserError(f"{source} is a pack already: name the folder of the files themselves")
     chosen = list(tasks or _tasks_with_files(places))
     if not chosen:
-        raise UserError(f"no files of any domain under {source}")
+        raise no_views([source])
+    if not tasks:
+        _warn_of_misnamed(source, chosen)
     views = find_views(chosen, [source], find_buildings([source]), allow_missing)
     index = {
         "version": PACK_VERSION,
@@ -212,6 +220,13 @@ def make_pack(
         return None
     count = packing.run(num_workers, max_bad_fraction, quiet)
     return count, len(views) - count
+
+
+def _warn_of_misnamed(source: Path, chosen: Sequence[ImageTask]) -> None:
+    """Log the domains that are not packed because their files have other names."""
+    for task, hint in hints_of(source, [t for t in TASKS.values() if t not in chosen]).items():
+        if "did you mean" in hint:
+            log.warning("%s is not packed: %s", task, hint)
 
 
 def _tasks_with_files(places: Sequence[Place]) -> list[ImageTask]:

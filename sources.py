@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from files import check_writable
-from loading.layouts import find_buildings
+from loading.layouts import check_data_dirs, find_buildings
 from models import load_network, read_weights, recorded_scale
 from modules import ResNetClass
 from rooms.writing import make_rooms
@@ -237,11 +237,8 @@ def _named_data(job: Job, data_dirs: Sequence[str] | None) -> list[Path] | None:
     if data_dirs is None:
         has_data = job.data_dir.is_dir() and find_buildings([job.data_dir])
         return [job.data_dir] if has_data else None
-    folders = [Path(d) for d in data_dirs]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"no data folder {folder}")
-    return folders
+    check_data_dirs(data_dirs)
+    return [Path(d) for d in data_dirs]
 
 
 def _rooms(job: Job, quiet: bool) -> Path:

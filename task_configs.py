@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from utils import UserError, nearest
+from utils import UserError, check_regular, nearest
 
 LARGEST_FILE = 8192 * 8192  # maximum number of pixels in an image file
 LARGEST = 4096 * 4096  # maximum number of pixels after resizing
@@ -106,6 +106,7 @@ def open_file(path: str | Path, image_size: int) -> Iterator[Image.Image]:
 
     Raises one of READ_ERRORS.
     """
+    check_regular(path)
     with Image.open(path, formats=FORMATS) as image:
         check_size(image.size, image_size)
         yield image

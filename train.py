@@ -19,6 +19,7 @@ import torchvision
 from datasets import Reality
 from devices import Ranks, free_memory, start_ranks, stop_ranks
 from label_cache import Budget, LabelCache
+from loading.layouts import add_layouts
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from measuring.demo_networks import TARGETS
@@ -237,6 +238,7 @@ def new_run(options: Options, ranks: Ranks) -> Path:
 
 def find_sources(options: Options, objective: Objective) -> Sources:
     """Return the data folders, model folders and network scale of the run."""
+    add_layouts(options.data.layouts)
     networks = options.networks
     scale = networks.image_size, networks.width, networks.levels
     sources = settle(

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import stat
 import sys
 import textwrap
 import typing
@@ -65,6 +66,14 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
             raise UserError(f"`{name}` has to be more than 0, not {value}")
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise OSError if `path` is there but is no file, such as a pipe, whose opening may hang."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise OSError(f"it is {kind}, not a file")
 
 
 def reason_of(error: BaseException) -> str:

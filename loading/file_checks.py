@@ -9,7 +9,9 @@ from PIL import Image
 
 from loading.bad_files import reason_of_file
 from loading.layouts import Place, View
+from loading.view_lists import LISTED
 from task_configs import FORMATS, READ_ERRORS, TASKS, ImageTask, check_size
+from utils import check_regular
 
 DEEP = "depth_zbuffer", "edge_occlusion", "keypoints2d", "keypoints3d"  # 16-bit grey
 HOLE = 65535  # depth value of invalid pixels
@@ -71,6 +73,7 @@ def check_view(job: tuple[View, Sequence[str]]) -> Checked:
 
 def _read(path: str) -> tuple[np.ndarray, str]:
     """Return the file's raw pixels and its mode. Raises one of READ_ERRORS."""
+    check_regular(path)
     with Image.open(path, formats=FORMATS) as file:
         check_size(file.size, 1)
         file.verify()  # checks the checksums, which reading the pixels does not
@@ -167,5 +170,6 @@ def axes_findings(place: Place, checked: Iterable[Checked]) -> list[Finding]:
             for (colour, right, wrong), agreement in zip(directions, axes.diagonal(), strict=True)
             if agreement < AXES_AGREE
         ]
-    folder = str(place.view("").path(TASKS["normal"]).parent)
+    listed = place.layout == LISTED  # such a list has no folder of a building
+    folder = str(place.data_dir if listed else place.view("").path(TASKS["normal"]).parent)
     return [Finding("odd", folder, f"{text}, by the slopes of depth") for text in texts]

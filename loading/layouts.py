@@ -6,12 +6,16 @@ files. Its views are those that have files for all tasks. They are listed once, 
 
 import os
 import re
+import runpy
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from loading.near_misses import RGB_ENDINGS, what_is_there
 from loading.packs import PACKED, find_pack
+from loading.view_lists import LISTED, find_list
 from task_configs import TASKS, ImageTask
 from utils import UserError, log
 
@@ -44,6 +48,36 @@ LAYOUTS: dict[str, Layout] = {
 
 # Placeholders (private-use characters) for the building, the view and the part in patterns.
 MARKS = {"building": "\ue000", "view": "\ue001", "part": "\ue002"}
+ENDING = "\ue003"  # placeholder for the ending of an rgb file, which may be a JPEG
+
+
+def add_layouts(files: Sequence[str | Path] | None) -> None:
+    """Run Python files that add rows to `LAYOUTS`. Their layouts are tried before the others.
+
+    Raises UserError if a file cannot be run or adds no layout.
+    """
+    for file in files or ():
+        before = dict(LAYOUTS)
+        if not Path(file).is_file():
+            raise UserError(f"`layouts`: no file {file}")
+        try:
+            runpy.run_path(str(file), run_name="layouts")
+        except UserError:
+            raise
+        except Exception as error:
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
+                     if f.filename == str(file)]  # fmt: skip
+            line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"`layouts`: {file}, line {line}: {type(error).__name__}: {reason}"
+            ) from error
+        added = {n: row for n, row in LAYOUTS.items() if before.get(n) is not row}
+        if not added:
+            raise UserError(f"`layouts`: {file} adds no layout to LAYOUTS (see docs/extending.md)")
+        others = {name: row for name, row in LAYOUTS.items() if name not in added}
+        LAYOUTS.clear()
+        LAYOUTS.update(added | others)
 
 
 class View(NamedTuple):
@@ -54,9 +88,15 @@ class View(NamedTuple):
     name: str  # "point_3_view_1"
     layout: str = "taskonomy"
     part: str = ""
+    files: tuple[tuple[str, str], ...] = ()  # (folder of a domain, file) if not as in the layout
 
     def path(self, task: ImageTask) -> Path:
         """Return the view's file of a domain. Raises UserError for a view in a pack."""
+        for folder, path in self.files:
+            if folder == task.folder:
+                return Path(path)
+        if self.layout == LISTED:
+            raise UserError(f"{self.data_dir} names no file of {task} for the view {self.name}")
         if self.layout == PACKED:
             raise UserError(f"{self.data_dir} is a pack: name the folder of the files themselves")
         file = LAYOUTS[self.layout](task, self.building, self.name, self.part)
@@ -71,8 +111,11 @@ class Place(NamedTuple):
     part: str
     building: str
 
-    def view(self, name: str) -> View:
-        return View(self.data_dir, self.building, name, self.layout, self.part)
+    def view(self, name: str, found: Mapping[ImageTask, Mapping[str, str]] | None = None) -> View:
+        """Return the view of that name. `found` holds `view_files` of each task it is read for."""
+        files = {task.folder: names.get(name, "") for task, names in (found or {}).items()}
+        others = tuple((folder, file) for folder, file in files.items() if file)
+        return View(self.data_dir, self.building, name, self.layout, self.part, others)
 
     def has(self, task: ImageTask) -> bool:
         """Whether `view_names` accepts that domain. Only a pack may lack it."""
@@ -81,20 +124,53 @@ class Place(NamedTuple):
 
     def view_names(self, task: ImageTask) -> set[str]:
         """Return the names of the views that have a file for this task."""
+        return set(self.view_files(task))
+
+    def view_files(self, task: ImageTask) -> dict[str, str]:
+        """Return the views that have a file for this task: {name: path}.
+
+        The path is "" if it is the one of the layout. It differs for JPEGs and in lists.
+        """
+        if listed := find_list(self.data_dir):
+            return listed.view_files(task, self.building, self.part)
         if pack := find_pack(self.data_dir):
-            return pack.view_names(task, self.building, self.part)
-        template = LAYOUTS[self.layout](task, self.building, MARKS["view"], self.part)
-        return {names["view"] for names in _matches(self.data_dir, template)}
+            return dict.fromkeys(pack.view_names(task, self.building, self.part), "")
+        template = _template(self.layout, task, self.building, MARKS["view"], self.part)
+        files: dict[str, str] = {}
+        usual = self.view("VIEW").path(task).suffix
+        for names in _matches(self.data_dir, template):
+            name, ending = names["view"], names.get("ending", usual)
+            if ending == usual:
+                files[name] = ""  # goes before a JPEG of the same view
+            else:
+                other = str(self.view(name).path(task).with_suffix(ending))
+                files[name] = min(other, files.get(name, other))
+        return files
+
+
+def check_data_dirs(data_dirs: Sequence[str | Path]) -> None:
+    """Raise UserError if a data folder or list does not exist, or is named twice."""
+    seen: dict[Path, str | Path] = {}
+    for folder in data_dirs:
+        if not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
+            raise UserError(f"no data folder {str(folder) or repr('')} (or list of views)")
+        place = Path(folder).resolve()
+        if place in seen:
+            spelling = "" if str(seen[place]) == str(folder) else f", once as {seen[place]}"
+            raise UserError(f"`data_dirs` names the same data twice: {folder}{spelling}")
+        seen[place] = folder
 
 
 def find_places(data_dir: str | Path) -> list[Place]:
-    """Return the buildings in a data folder of any layout, sorted by part and name.
+    """Return the buildings in a data folder of any layout or a list, sorted by part and name.
 
-    Raises UserError if the folder does not exist.
+    Raises UserError if the folder does not exist, or if the list cannot be used.
     """
     data_dir = Path(data_dir)
+    if listed := find_list(data_dir):
+        return [Place(data_dir, LISTED, *key) for key in listed.places()]
     if not data_dir.is_dir():
-        raise UserError(f"no data folder {data_dir}")
+        raise UserError(f"no data folder {data_dir} (or list of views)")
     if pack := find_pack(data_dir):
         return [Place(data_dir, PACKED, *key) for key in pack.places()]
     layout = find_layout(data_dir)
@@ -121,8 +197,15 @@ def find_layout(data_dir: str | Path) -> str | None:
     return None
 
 
-def _template(layout: str, task: ImageTask) -> str:
-    return LAYOUTS[layout](task, *MARKS.values())
+def _template(layout: str, task: ImageTask, *names: str) -> str:
+    """Return the layout's path for (building, view, part), by default marks for all three.
+
+    The ending of rgb files is a mark as well.
+    """
+    path = LAYOUTS[layout](task, *(names or MARKS.values()))
+    stem, dot, ending = path.rpartition(".")
+    is_rgb = task.folder == "rgb" and re.fullmatch(RGB_ENDINGS, dot + ending)
+    return stem + ENDING if is_rgb else path
 
 
 def _matches(folder: Path, template: str, folders: bool = False) -> Iterator[dict[str, str]]:
@@ -130,7 +213,7 @@ def _matches(folder: Path, template: str, folders: bool = False) -> Iterator[dic
     head, _, rest = template.partition("/")
     for child, names in _children(folder, head, folders or bool(rest)):
         below = rest
-        for name in names:
+        for name in names.keys() & MARKS.keys():
             below = below.replace(MARKS[name], names[name])
         for names_below in _matches(child, below, folders) if rest else ({},):
             yield names | names_below
@@ -141,7 +224,7 @@ def _children(folder: Path, head: str, folders: bool) -> Iterator[tuple[Path, di
     pattern = r"(?!\.)" + re.escape(head)
     for name, mark in MARKS.items():
         pattern = pattern.replace(mark, f"(?P<{name}>.+)", 1).replace(mark, f"(?P={name})")
-    regex = re.compile(pattern, re.DOTALL)
+    regex = re.compile(pattern.replace(ENDING, f"(?P<ending>{RGB_ENDINGS})"), re.DOTALL)
     try:
         entries = os.listdir(folder) if regex.groups else [head]
         for name in entries:
@@ -189,30 +272,35 @@ def find_views_and_tasks(
     """
     names = {
         place: {
-            task: place.view_names(task) for task in (*needed, *wanted)
+            task: place.view_files(task) for task in (*needed, *wanted)
             if task in needed or place.has(task)
         }
         for place in _places_of(data_dirs, buildings)
     }  # fmt: skip
     available = [task for task in wanted if _share_lacking(task, needed, names) <= TOLERATED]
     tasks = (*needed, *available)
-    views, seen, missing = [], 0, Counter[str]()
+    views, seen, missing = [], 0, Counter[tuple[ImageTask, Place]]()
     for place, names_by_task in names.items():
         union = set().union(*(names_by_task[task] for task in tasks if task in names_by_task))
-        common = union.intersection(*(names_by_task.get(task, set()) for task in tasks))
+        common = union.intersection(*(names_by_task.get(task, ()) for task in tasks))
         seen += len(union)
         for task in tasks:
-            if incomplete := len(union - names_by_task.get(task, set())):
-                missing[f"{task} in {place.building}"] += incomplete
-        views += [place.view(name) for name in sorted(common, key=_natural)]
+            if incomplete := len(union.difference(names_by_task.get(task, ()))):
+                missing[task, place] += incomplete
+        found = {task: files for task, files in names_by_task.items() if task in tasks}
+        views += [place.view(name, found) for name in sorted(common, key=_natural)]
     folders = ", ".join(map(str, data_dirs))
     if not seen:
-        example = tasks[0].path(Path(data_dirs[0]), "BUILDING", "point_0_view_0")
-        raise UserError(f"no views under {folders} (looked for files like {example})")
+        raise no_views(data_dirs, tasks)
     incomplete = seen - len(views)
     if incomplete:
-        kinds = ", ".join(f"{name}: {count}" for name, count in missing.most_common(4))
+        most = missing.most_common(4)
+        kinds = ", ".join(f"{task} in {place.building}: {count}" for (task, place), count in most)
         kinds += f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        task, place = most[0][0]
+        hint = what_lies_there([place.data_dir], [task])
+        if hint and (not views or "did you mean" in hint or place.layout == LISTED):
+            kinds += f"; {hint}"
         text = f"{incomplete} of {seen} views under {folders} lack a domain ({kinds})"
         if not views or (incomplete > TOLERATED * seen and not allow_missing):
             hint = f"; `allow_missing` goes on with the other {len(views)}" if views else ""
@@ -222,17 +310,48 @@ def find_views_and_tasks(
     return views, tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
 
 
+def no_views(data_dirs: Sequence[str | Path], tasks: Sequence[ImageTask] = ()) -> UserError:
+    """Return the error for data folders in which nothing is found, with what lies there.
+
+    `tasks` are the domains that are needed; by default those that most programs read.
+    """
+    text = f"no views under {', '.join(map(str, data_dirs))} in a layout known here (docs/data.md)"
+    hint = what_lies_there(data_dirs, tasks or [TASKS["rgb"], TASKS["normal"]])
+    return UserError(f"{text}: {hint}" if hint else text)
+
+
+def what_lies_there(data_dirs: Sequence[str | Path], tasks: Sequence[ImageTask]) -> str:
+    """Return "found …, expected …; did you mean …?" for domains without files in a data folder.
+
+    For a list of views it is the line without a file. It is "" for packs. The first data
+    folder with a near miss is described, or else the first of all.
+    """
+    texts = [text for folder in data_dirs for text in hints_of(folder, tasks).values() if text]
+    return next((text for text in texts if "did you mean" in text), next(iter(texts), ""))
+
+
+def hints_of(data_dir: str | Path, tasks: Sequence[ImageTask]) -> dict[ImageTask, str]:
+    """Return the sentence of `what_lies_there` for each domain that the folder lacks."""
+    if listed := find_list(data_dir):
+        return {task: listed.why_missing(task) for task in tasks}
+    if not tasks or find_pack(data_dir):
+        return dict.fromkeys(tasks, "")
+    layout = find_layout(data_dir)
+    first = {layout: LAYOUTS[layout]} if layout else {}
+    return what_is_there(Path(data_dir), tasks, first | LAYOUTS)
+
+
 def _share_lacking(
     task: ImageTask,
     needed: Sequence[ImageTask],
-    names: Mapping[Place, Mapping[ImageTask, set[str]]],
+    names: Mapping[Place, Mapping[ImageTask, Mapping[str, str]]],
 ) -> float:
     """Return the share of views that lack this task, among those with all needed tasks."""
     total = missing = 0
     for names_by_task in names.values():
-        common = set.intersection(*(names_by_task[other] for other in needed))
+        common = set.intersection(*(set(names_by_task[other]) for other in needed))
         total += len(common)
-        missing += len(common - names_by_task.get(task, set()))
+        missing += len(common.difference(names_by_task.get(task, ())))
     return missing / total if total else 0.0
 
 

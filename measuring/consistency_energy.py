@@ -12,7 +12,7 @@ from datasets import Reality, TaskDataset
 from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
 from files import read_json
 from graph import TaskGraph, edges_of
-from loading.layouts import find_buildings, find_views
+from loading.layouts import find_buildings, find_views, no_views
 from loading.photographs import open_image, square
 from loading.splits import split_buildings
 from losses import evaluate_losses
@@ -91,6 +91,8 @@ def choose_buildings(
     or else the test buildings of the split. Raises UserError if a named building is missing.
     """
     available = find_buildings(data_dirs)
+    if not available:
+        raise no_views(data_dirs)
     if named:
         if missing := [building for building in named if building not in available]:
             raise UserError(f"no building {', '.join(missing)} (there are: {', '.join(available)})")

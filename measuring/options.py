@@ -10,8 +10,9 @@ class LabelledOptions:
     """Labelled views.
 
     Args:
-        data_dirs: folders with labelled data, comma-separated (default: data/ of the job's
-            base folder, else the embedded rooms).
+        data_dirs: folders with labelled data, or lists of views (docs/data.md),
+            comma-separated (default: data/ of the job's base folder, else the embedded rooms).
+        layouts: Python files of your own that add layouts of folders (docs/extending.md).
         split: a split file, whose test buildings are measured.
         buildings: the buildings to measure, comma-separated (default: the published almena and
             albertville where they are at hand, else the test buildings).
@@ -19,6 +20,7 @@ class LabelledOptions:
     """
 
     data_dirs: list | None = None
+    layouts: list | None = None
     split: str | None = None
     buildings: list | None = None
     allow_missing: bool = False

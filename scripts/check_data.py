@@ -13,8 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
-from loading.file_checks import Checked, axes_findings, check_view
-from loading.layouts import Place, View, find_places
+from loading.file_checks import Checked, Finding, axes_findings, check_view
+from loading.layouts import Place, View, add_layouts, find_places, hints_of, no_views
+from loading.view_lists import LISTED
 from tables import text_table
 from task_configs import TASKS, ImageTask, get_task
 from utils import UserError, check_positive, command_line, evenly_spaced
@@ -26,40 +27,47 @@ def main(
     max_views: int | None = None,
     buildings: list | None = None,
     domains: list | None = None,
+    layouts: list | None = None,
     workers: int | None = None,
+    table: bool = False,
     show: int = 20,
     quiet: bool = False,
 ) -> None:
     """Check a data folder: what is missing, broken or oddly encoded. Exit status 1 if anything.
 
+    Prints what is wrong, and a summary.
+
     Example: python -m scripts.check_data /data/taskonomy --max-views 50
 
     Args:
-        data_dir: the folder, in any layout that training reads (docs/data.md).
+        data_dir: the folder, in any layout that training reads, or a list (docs/data.md).
         max_views: views of each building to open, evenly spaced (default: all). Missing
             files are counted over all views.
         buildings: only these.
         domains: only these (default: all that are there).
+        layouts: Python files of your own that add layouts of folders (docs/extending.md).
         workers: processes (default: one a core).
-        show: how many files to name at the end; all are counted.
+        table: print the counts of each domain in each building, and in 16-bit files the
+            shares of the values 0 and 65535.
+        show: how many files to name; all are counted.
         quiet: no progress bar.
     """
     if data_dir is None:
         raise UserError("which data? python -m scripts.check_data FOLDER")
     check_positive(max_views=max_views, workers=workers)
+    add_layouts(layouts)
     places = _places(data_dir, buildings)
     tasks = _tasks(domains)
-    names = {place: {task: place.view_names(task) for task in tasks} for place in places}
+    names = {place: {task: place.view_files(task) for task in tasks} for place in places}
     absent = [t for t in tasks if not any(views_by_task[t] for views_by_task in names.values())]
     tasks = [task for task in tasks if task not in absent]
     if not tasks:
-        raise UserError(f"no files of {', '.join(map(str, absent))} under {data_dir}")
+        raise no_views([data_dir], absent if domains else ())
     print(f"{data_dir}: {len(places)} buildings, layout {places[0].layout!r}")
-    if absent:
-        print(f"not there at all: {', '.join(map(str, absent))}")
+    misnamed = _print_absent(data_dir, absent, bool(domains))
 
     jobs = [
-        (place.view(view), [task.name for task in tasks if view in names[place][task]])
+        (place.view(view, names[place]), [t.name for t in tasks if view in names[place][t]])
         for place in places
         for view in evenly_spaced(sorted(set().union(*names[place].values())), max_views)
     ]
@@ -70,15 +78,15 @@ def main(
         for (view, _), checked in zip(jobs, _in_processes(jobs, workers), strict=True):
             results[place_of[view.part, view.building]].append(checked)
             bar.update()
-    wrong = _report(tasks, names, results, show)
-    if wrong:
+    wrong = _report(tasks, names, results, show, table)
+    if wrong or misnamed:
         sys.exit(1)
 
 
 def _places(data_dir: str, buildings: list[str] | None) -> list[Place]:
     places = find_places(data_dir)
     if not places:
-        raise UserError(f"no building under {data_dir} in a layout known here (docs/data.md)")
+        raise no_views([data_dir])
     known = {place.building for place in places}
     if missing := [building for building in buildings or () if building not in known]:
         raise UserError(f"no building {', '.join(missing)} (there are: {', '.join(sorted(known))})")
@@ -90,6 +98,20 @@ def _tasks(domains: list[str] | None) -> list[ImageTask]:
     if domains:
         return [get_task(name) for name in domains]
     return [t for t in TASKS.values() if t.name not in ("imagenet", "sobel_edges")]
+
+
+def _print_absent(data_dir: str, absent: list[ImageTask], asked_for: bool) -> int:
+    """Print the domains without files, and what lies there instead. Returns the number of these.
+
+    A domain counts if it was `asked_for`, or if files of it lie there under another name.
+    """
+    hints = hints_of(data_dir, absent)
+    wrong = {t: hint for t, hint in hints.items() if asked_for or "did you mean" in hint}
+    for task, hint in wrong.items():
+        print(f"missing: {task}{hint and ': '}{hint}")
+    if others := [str(task) for task in absent if task not in wrong]:
+        print(f"not there at all: {', '.join(others)}")
+    return len(wrong)
 
 
 def _in_processes(jobs: list[tuple[View, list[str]]], workers: int | None) -> Iterator[Checked]:
@@ -111,37 +133,59 @@ def _in_processes(jobs: list[tuple[View, list[str]]], workers: int | None) -> It
 
 def _report(
     tasks: list[ImageTask],
-    names: dict[Place, dict[ImageTask, set[str]]],
+    names: dict[Place, dict[ImageTask, dict[str, str]]],
     results: dict[Place, list[Checked]],
     show: int,
+    table: bool,
 ) -> int:
-    """Print the table and the first findings. Returns the number of problems."""
-    head = ["building", "domain", "there", "missing", "opened", "broken", "odd", "0", "65535"]
-    rows, listed, missing = [], [], 0
+    """Print what is wrong, the table if wanted, and a summary. Returns the number of problems."""
+    rows, listed, missing = [], [], []
     for place, checked in results.items():
-        union = set().union(*names[place].values())
+        union = sorted(set().union(*names[place].values()))
         axes = axes_findings(place, checked)
+        building = "/".join(filter(None, (place.part, place.building)))
         for task in tasks:
             findings = [f for view in checked for f in view.findings.get(task.name, ())]
             findings += axes if task.name == "normal" else []
-            kinds = Counter(finding.kind for finding in findings)
-            missing_here = len(union - names[place][task])
-            missing += missing_here
             listed += findings
-            opened = sum(task.name in view.findings for view in checked)
-            shares = [view.shares[task.name] for view in checked if task.name in view.shares]
-            means = [f"{mean:.1%}" for mean in np.mean(shares, axis=0)] if shares else ["", ""]
-            building = "/".join(filter(None, (place.part, place.building)))
-            counts = len(names[place][task]), missing_here, opened, kinds["broken"], kinds["odd"]
-            rows.append([building, task.name, *map(str, counts), *means])
-    print("\n" + text_table(head, rows, left=2) + "\n")
+            lacking = [name for name in union if name not in names[place][task]]
+            if lacking:
+                missing.append((task, place, lacking, len(union)))
+            counts = len(names[place][task]), len(lacking)
+            rows.append([building, task.name, *map(str, counts), *_counts(task, checked, findings)])
+    if table:
+        head = ["building", "domain", "there", "missing", "opened", "broken", "odd", "0", "65535"]
+        print("\n" + text_table(head, rows, left=2) + "\n")
+    for task, place, lacking, count in missing:
+        print(f"missing: {task} of {len(lacking)} of {count} views in {place.building}, "
+              f"for example {_expected(place, task, lacking[0])}")  # fmt: skip
     for finding in listed[:show]:
         print(f"{finding.kind}: {finding.path}: {finding.text}")
     if len(listed) > show:
         print(f"and {len(listed) - show} more (--show {len(listed)} names them all)")
-    wrong = len(listed) + missing
-    print(f"{missing} files missing, {len(listed)} broken or odd" if wrong else "nothing is wrong")
+    gone, opened = sum(len(lacking) for _, _, lacking, _ in missing), sum(int(r[4]) for r in rows)
+    views = sum(len(set().union(*by_task.values())) for by_task in names.values())
+    print(f"{views} views of {len(tasks)} domains ({', '.join(map(str, tasks))}): "
+          f"{sum(int(row[2]) for row in rows)} files there, {opened} opened")  # fmt: skip
+    wrong = len(listed) + gone
+    print(f"{gone} files missing, {len(listed)} broken or odd" if wrong else "nothing is wrong")
     return wrong
+
+
+def _counts(task: ImageTask, checked: list[Checked], findings: list[Finding]) -> list[str]:
+    """Return the table's cells for the opened files: numbers, and mean shares of 0 and 65535."""
+    kinds = Counter(finding.kind for finding in findings)
+    opened = sum(task.name in view.findings for view in checked)
+    shares = [view.shares[task.name] for view in checked if task.name in view.shares]
+    means = [f"{mean:.1%}" for mean in np.mean(shares, axis=0)] if shares else ["", ""]
+    return [str(opened), str(kinds["broken"]), str(kinds["odd"]), *means]
+
+
+def _expected(place: Place, task: ImageTask, name: str) -> str:
+    """Return the file that is missing; in a list, the line that names none."""
+    if place.layout == LISTED:
+        return hints_of(place.data_dir, [task])[task]
+    return str(place.view(name).path(task))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Reality, check_loading
 from devices import choose_device
 from files import make_folder, write_json
-from loading.layouts import View
+from loading.layouts import View, add_layouts
 from measuring.consistency_energy import (
     LABELLED,
     UNLABELLED,
@@ -88,6 +88,7 @@ def main(
         return
     if data_dir is not None:
         raise UserError(f"`data_dir` is for {UNLABELLED}; labelled data are named by `data_dirs`")
+    add_layouts(labelled.layouts)
     make_folder(folder)
     sources = settle_measuring(
         read_job(), labelled.data_dirs, networks.models_dir, networks.scale, quiet=networks.quiet

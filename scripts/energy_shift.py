@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from devices import choose_device
 from files import make_folder
+from loading.layouts import add_layouts
 from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, labelled_views
 from measuring.image_files import ImageFiles
 from measuring.options import LabelledOptions, NetworkOptions, check_unused
@@ -58,6 +59,7 @@ def main(
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     if data_dir is not None:
         check_unused("`data_dir`", labelled)
+    add_layouts(labelled.layouts)
     check_precision(networks.precision)
     images = ImageFiles(data_dir) if data_dir is not None else None
     job = read_job()

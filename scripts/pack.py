@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from datasets import check_loading
+from loading.layouts import add_layouts
 from loading.packs import find_pack
 from packing import make_pack
 from task_configs import get_task
@@ -19,6 +20,7 @@ def main(
     to: str,
     image_size: int = 256,
     tasks: list | None = None,
+    layouts: list | None = None,
     allow_missing: bool = False,
     max_bad_fraction: float = 0.01,
     num_workers: int | None = None,
@@ -32,10 +34,11 @@ def main(
     Example: python -m scripts.pack data_rooms --to /tmp/rooms_64 --image-size 64
 
     Args:
-        data_dir: the folder with the data set.
+        data_dir: the folder with the data set, or a list of views (docs/data.md).
         to: the pack's folder, a new one.
         image_size: pixels of the images' side, as the networks will take them.
         tasks: the domains to pack, comma-separated (default: all that have files).
+        layouts: Python files of your own that add layouts of folders (docs/extending.md).
         allow_missing: go on where more than a tenth of the views lack a domain.
         max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
             it, they are left out.
@@ -44,6 +47,7 @@ def main(
     """
     check_positive(image_size=image_size)
     check_loading(num_workers, max_bad_fraction)
+    add_layouts(layouts)
     chosen = [get_task(name) for name in tasks] if tasks else None
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
     counts = make_pack(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from energy import energy_configs, get_config
 from graph import edges_of
+from loading.layouts import add_layouts
 from sources import settle
 from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
 from utils import UserError, as_arguments, command_line, folding_flags, nearest, read_job
@@ -31,7 +32,8 @@ class TrainerOptions:
         batch_size: views a step.
         lr: learning rate.
         dataaug: the published augmentation.
-        data_dirs: folders with data, comma-separated.
+        data_dirs: folders with data, or lists of views (docs/data.md), comma-separated.
+        layouts: Python files of your own that add layouts of folders (docs/extending.md).
         split: a split file.
         models_dir: where networks are looked for and installed (default: installed into
             models/trained of the job's base folder; those in models/ and the shipped ones
@@ -49,6 +51,7 @@ class TrainerOptions:
     lr: float | None = None
     dataaug: bool = False
     data_dirs: list | None = None
+    layouts: list | None = None
     split: str | None = None
     models_dir: str | None = None
     image_size: int | None = None
@@ -83,6 +86,7 @@ def main(
     """
     if trainer.endswith(".py"):  # adds its rows to the tables of domains and transfers
         runpy.run_path(trainer)
+    add_layouts(options.layouts)
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
     scale = options.image_size, options.width, options.levels

@@ -45,13 +45,35 @@ def halved(values: np.ndarray) -> np.ndarray:
 
 
 def test_good_data_are_good(check):
-    status, output = check()
+    status, output = check("--table")
     assert status == 0 and "nothing is wrong" in output and "4 buildings" in output
     lines = output.splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("building"))
     rows = lines[start + 2 : start + 2 + 4 * 9]
     assert all(row.split()[2:7] == ["4", "0", "4", "0", "0"] for row in rows)
     assert all(row.split()[-1].endswith("%") for row in rows if "depth_zbuffer" in row)
+
+
+def test_without_the_table_there_is_a_summary_and_what_is_wrong(check, copy, views):
+    status, output = check()
+    assert status == 0 and output.splitlines()[1:] == [
+        "16 views of 9 domains (rgb, normal, principal_curvature, depth_zbuffer, "
+        "segment_semantic, reshading, edge_occlusion, keypoints3d, keypoints2d): "
+        "144 files there, 144 opened",
+        "nothing is wrong",
+    ]
+    views[0].path(NORMAL).unlink()
+    views[1].path(NORMAL).unlink()
+    views[5].path(RGB).write_bytes(b"")
+    status, output = check()
+    lines = output.splitlines()
+    assert status == 1 and not any(line.startswith("building ") for line in lines)
+    assert lines[1:3] == [
+        f"missing: normal of 2 of 4 views in agate, for example {views[0].path(NORMAL)}",
+        f"broken: {views[5].path(RGB)}: it is not an image in a format that is read here",
+    ]
+    assert lines[3].endswith("142 files there, 142 opened")
+    assert lines[4] == "2 files missing, 1 broken or odd"
 
 
 def test_each_kind_of_fault_is_found_and_named(check, views):

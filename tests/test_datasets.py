@@ -1,6 +1,8 @@
+import errno
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import zlib
@@ -17,6 +19,7 @@ from PIL import Image
 
 from datasets import BadView, EndlessSampler, Reality, TaskDataset, TrainTaskDataset
 from loading import bad_files
+from loading.file_checks import check_view
 from loading.layouts import LAYOUTS, View, find_buildings, find_layout, find_places, find_views
 from loading.splits import split_buildings
 from task_configs import TASKS, ImageTask, get_task
@@ -145,9 +148,9 @@ def test_a_domain_missing_everywhere_stops(copy):
 def test_empty_and_absent_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="no data folder .*nowhere"):
         find_buildings([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="no building under"):
+    with pytest.raises(UserError, match="no views under .*found no files, expected"):
         split_buildings([tmp_path])
-    with pytest.raises(UserError, match="looked for files like"):
+    with pytest.raises(UserError, match="no views under .*expected BUILDING_rgb"):
         find_views(SOME, [tmp_path], ["alder"])
 
 
@@ -447,3 +450,162 @@ def test_the_real_view_loads_and_is_masked_where_its_holes_are():
         assert not mask[holes].any(), name
         assert mask.float().mean() > 0.5, name
     assert 0 < holes.float().mean() < 0.5
+
+
+# ---- errors of loading processes, files that are none, limits -----------------------
+
+
+class Spoilt(TaskDataset):
+    """Loads views, and then calls `spoil` in the loading process."""
+
+    spoil = staticmethod(lambda: None)
+
+    def __getitem__(self, index):
+        tensors = super().__getitem__(index)
+        self.spoil()
+        return tensors
+
+
+def loading(rooms, spoil) -> Reality:
+    views = find_views([TASKS["rgb"]], [rooms], find_buildings([rooms]))
+    dataset = Spoilt([TASKS["rgb"]], views, 16)
+    dataset.spoil = spoil
+    return Reality("val", dataset, 4, num_workers=1)
+
+
+def fail():
+    raise RuntimeError("a transform of my own\nneeds 4 channels")
+
+
+def no_room():
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left")
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (fail, r"failed: .*needs 4 channels \(.*test_datasets.py, line \d+\) \(`num_workers` 0"),
+        (no_room, r"too little shared memory \(/dev/shm; .*: No space left$"),
+    ],
+)
+def test_a_loading_process_reports_its_own_error(rooms, spoil, said):
+    with pytest.raises(UserError, match=said) as caught:
+        list(loading(rooms, spoil))
+    assert "from outside" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def leave_few_files(more: int):
+    """Return a function that leaves its process room for that many more open files."""
+
+    def limit() -> None:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, free + more))
+
+    return limit
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_too_few_open_files_end_a_run_and_do_not_hang_it(rooms, more):
+    """With room for one more, the batch is made but cannot be sent: it waited for ever."""
+    with pytest.raises(UserError, match="too many open files: raise|ended from outside"):
+        list(loading(rooms, leave_few_files(more)))
+
+
+def test_too_many_open_files_are_not_a_bad_file(rooms, monkeypatch):
+    def fail(path, size):
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    monkeypatch.setattr("datasets.open_file", fail)
+    with pytest.raises(UserError, match="too many open files: raise the limit"):
+        TaskDataset(SOME, find_views(SOME, [rooms], find_buildings([rooms])), 16)[0]
+
+
+def test_processes_that_cannot_start_are_one_sentence(run, monkeypatch):
+    start, started = multiprocessing.process.BaseProcess.start, []
+
+    def limited(process):
+        if len(started) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", limited)
+    status, output, _ = run("rgb2normal", "--num-workers=3")
+    assert status == 2 and "Traceback" not in output, output
+    assert output.splitlines()[-1] == (
+        "error: cannot start the processes that load the test views: Too many open files "
+        "(fewer --num-workers need less)"
+    )
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def test_a_pipe_as_data_file_is_a_bad_file(copy):
+    view = find_views(SOME, [copy], find_buildings([copy]))[0]
+    view.path(TASKS["rgb"]).unlink()
+    os.mkfifo(view.path(TASKS["rgb"]))
+    with pytest.raises(BadView, match="it is a pipe or a device, not a file"):
+        TaskDataset(SOME, [view], 16)[0]
+    (found,) = check_view((view, ["rgb"])).findings["rgb"]
+    assert (found.kind, found.text) == ("broken", "it is a pipe or a device, not a file")
+
+
+# ---- splits that are almost right ---------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path):
+    for name in ("a1", "a2", "a3"):
+        (tmp_path / "data" / f"{name}_rgb" / "rgb").mkdir(parents=True)
+
+    def split(**parts):
+        (tmp_path / "split.json").write_text(json.dumps(parts))
+        return split_buildings([tmp_path / "data"], tmp_path / "split.json")
+
+    return split
+
+
+@pytest.mark.parametrize(
+    "parts, said",
+    [
+        ({"val_buildings": ["a2", "a1"]}, "names a1 for train and for val"),
+        ({"test_buildings": ["a1"]}, "names a1 for train and for test"),
+        ({"tset_buildings": ["a3"]}, "unknown key 'tset_buildings'; did you mean test_buildings"),
+        ({"val": ["a3"]}, "val and val_buildings are the same"),
+        ({"test_buildings": "a3"}, "test_buildings has to be a list of buildings' names"),
+        ({"test_buildings": [3]}, "test_buildings has to be a list of buildings' names"),
+    ],
+)
+def test_a_split_that_is_almost_right_is_refused(own, parts, said):
+    with pytest.raises(UserError, match=said):
+        own(**{"train_buildings": ["a1"], "val_buildings": ["a2"]} | parts)
+
+
+def test_unknown_buildings_of_a_split_are_named(own, capsys):
+    split = own(train_buildings=["a1", "b7"], val_buildings=["a2"], test_buildings=["a33"])
+    assert split == {"train": ["a1"], "val": ["a2"], "test": ["a2"]}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "1 of the 2 train buildings are not in the data: b7" in said[0]
+    assert said[1].endswith(
+        "1 of the 1 test buildings are not in the data: a33; the val buildings stand in for test; "
+        "did you mean a3?"
+    )
+
+
+@pytest.mark.parametrize("second", ["{0}", "{0}/", "{0}/../copy", "link"])
+def test_the_same_folder_twice_is_refused(run, copy, tmp_path, second):
+    (tmp_path / "link").symlink_to(copy)
+    second = str(tmp_path / "link") if second == "link" else second.format(copy)
+    for program in ["train"] + ["scripts.energy_calc"] * (second.endswith("link")):
+        words = ["rgb2normal"] if program == "train" else ["energy_calc"]
+        status, output, _ = run(*words, f"--data-dirs={copy},{second}", program=program,
+                                defaults=program == "train")  # fmt: skip
+        assert status == 2 and "error: --data-dirs names the same data twice: " in output, output
+
+
+def test_an_empty_entry_of_a_list_is_refused(run, copy):
+    output = run("rgb2normal", f"--data-dirs={copy},")[1]
+    assert output.startswith("error: --data-dirs takes entries between commas")

@@ -143,6 +143,21 @@ def test_views_that_cannot_be_loaded_are_left_out_up_to_a_share(pack, rooms, tmp
     assert pack(copy, "--max-bad-fraction=0.5")[1] == f"pack: {folder} is complete"
 
 
+def test_a_link_to_nothing_is_a_bad_file_as_in_training(pack, rooms, tmp_path):
+    copy = shutil.copytree(rooms, tmp_path / "copy")
+    wanted = dataset(copy)
+    path = wanted.views[2].path(TASKS["normal"])
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    status, line, _ = pack(copy)
+    assert status == 2 and f"{path}: No such file" in line
+    status, line, folder = pack(copy, "--max-bad-fraction=0.5")
+    assert status == 0 and line.endswith(f"{folder} (1 left out)")
+    del wanted.views[2]
+    assert_equal(dataset(folder), wanted)
+    assert pack(copy, "--max-bad-fraction=0.5")[1] == f"pack: {folder} is complete"
+
+
 def test_parts_of_the_data_stay_apart(pack, rooms, tmp_path):
     tasks = [TASKS["rgb"], TASKS["normal"]]
     for view in dataset(rooms, tasks=tasks).views:
@@ -195,7 +210,8 @@ def test_a_pack_that_cannot_be_used_is_one_sentence(pack, run, rooms, damage, se
 def test_other_sizes_and_augmentation_are_refused(pack, run, rooms, tmp_path):
     _, _, folder = pack(rooms)
     new = f"--models-dir={tmp_path / 'new'}"
-    status, output, _ = run("normal2reshading", f"--data-dirs={folder}", "--image-size=64", new)
+    status, output, _ = run("normal2reshading", f"--data-dirs={folder}", "--image-size=64", new,
+                            "--install")  # fmt: skip
     assert status == 2 and "is of 32-pixel images, and this run's have 64" in output
     status, output, _ = run("example_normal", f"--data-dirs={folder}", "--dataaug")
     assert status == 2 and "error: --dataaug crops the files before" in output.splitlines()[-1]

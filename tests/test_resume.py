@@ -18,7 +18,7 @@ from forked import Program
 from PIL import Image
 
 import training.loop
-from files import only_process_in
+from files import only_process_in, read_json
 from models import save_network
 from training.options import Options
 from training.run_folder import find_folder, recorded_options
@@ -495,6 +495,16 @@ def test_a_damaged_state_is_passed_over_with_a_word(tmp_path, capsys, how):
     with pytest.raises(UserError, match="none of the 1 states in .* can be read"):
         load_state(tmp_path)
     assert names == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_pipe_as_state_or_record_does_not_hang(tmp_path, capsys):
+    save_state(tmp_path, 1, {"weights": torch.zeros(3)})
+    os.mkfifo(tmp_path / "state_000000002.pt")
+    assert equal(load_state(tmp_path), {"weights": torch.zeros(3)})
+    assert "cannot be read: it is a pipe or a device, not a file" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(UserError, match="cannot read .*run.json: it is a pipe or a device"):
+        read_json(tmp_path / "run.json")
 
 
 def test_a_run_whose_states_are_gone_is_refused_and_left_as_it_is(runs):

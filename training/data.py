@@ -9,7 +9,7 @@ import torch
 from datasets import Reality, TaskDataset, TrainTaskDataset
 from devices import Ranks
 from energy import loss_of, paths_for, yardstick_of
-from loading.layouts import View, find_views_and_tasks
+from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
 from sources import Sources
 from task_configs import TASKS, ImageTask, get_task
@@ -85,9 +85,11 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
             domains.needed, domains.wanted, sources.data_dirs, buildings[name], data.allow_missing
         )
         if missing := [str(task) for task in domains.wanted if task not in tasks]:
+            hint = what_lies_there(sources.data_dirs, [get_task(task) for task in missing])
             log.warning(
-                "no %s for %s views: what only %s needed is left out",
+                "no %s for %s views: what only %s needed is left out%s",
                 ", ".join(missing), name, "them" if len(missing) > 1 else "it",
+                f" ({hint})" if "did you mean" in hint else "",
             )  # fmt: skip
         parts[name] = Part(evenly_spaced(views, HELD_OUT) if name != "train" else views, tasks)
     train = parts["val" if data.fast else "train"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import NO_CHECKPOINT, check_memory, save_atomically
-from utils import UserError, log, reason_of
+from utils import UserError, check_regular, log, reason_of
 
 KEPT = 2  # the number of states kept in a folder
 # What `write_atomically` calls a run's files until they are whole; other hidden files are not ours.
@@ -101,6 +101,7 @@ def _tidy(folder: Path, broken: list[Path]) -> None:
 
 def _read_state(file: Path) -> RunState:
     """Return a state after verifying its checksums, which torch does not check itself."""
+    check_regular(file)
     with zipfile.ZipFile(file) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} in it is damaged")
