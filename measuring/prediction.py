@@ -119,10 +119,11 @@ def load_predictor(
         paths = _checkpoints(folder, target, variants)
     if still_missing := _names_of_missing(paths, target, variants):
         raise UserError(f"no {still_missing} in {folder}: {_ways(task)}")
-    scales = {recorded_scale(path) for path in paths.values()}
+    transfer = TRANSFERS["rgb", target]
+    scales = {recorded_scale(path, transfer.build) for path in paths.values()}
     if len(scales) > 1:
         raise UserError(f"{', '.join(map(str, paths.values()))} are of different scales")
-    scale, transfer = scales.pop(), TRANSFERS["rgb", target]
+    scale = scales.pop()
     networks = {}
     for variant, path in paths.items():
         networks[variant] = transfer.build(scale).to(device).eval()
