@@ -6,15 +6,13 @@ XTC_MIRROR=https://host/folder python -m scripts.download models
 import os
 import re
 import shutil
-import tarfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from energy import get_config, paths_for, perceptual_losses
 from files import make_folder
 from graph import edges_of
-from loading.archives import unpack
+from loading.archives import check_archive, unpack
 from loading.downloads import SUMS, NotThere, fetch, read_sums
 from models import read_weights
 from task_configs import get_task
@@ -167,12 +165,6 @@ def _unpack_whole(archive: Path, folder: Path) -> None:
         raise UserError(f"cannot unpack into {folder}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_archive(path: Path) -> None:
-    """Raise UserError if a file is neither a tar nor a zip archive."""
-    if not tarfile.is_tarfile(path) and not zipfile.is_zipfile(path):
-        raise UserError("it is no archive")
 
 
 if __name__ == "__main__":

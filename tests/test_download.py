@@ -1,9 +1,11 @@
 """The download program against servers on this machine, good and bad ones."""
 
+import gzip
 import hashlib
 import http.server
 import io
 import os
+import random
 import subprocess
 import tarfile
 import threading
@@ -322,6 +324,19 @@ def test_data_are_unpacked_whole_or_not_at_all(host, tmp_path, run):
     status, output, _ = run(*call, "--buildings=tolstoy", "--domains=rgb", **how)
     assert status == 2 and "refused" in output.splitlines()[-1]
     assert not (tmp_path / "evil").exists() and not (tmp_path / "data" / "tolstoy_rgb").exists()
+
+
+def test_a_broken_archive_is_not_kept_for_ever(host, tmp_path, run):
+    good = gzip.compress(archive(rgb__a=random.Random(0).randbytes(5000)))
+    call = ["data", str(tmp_path / "data"), "--quiet", "--buildings=almena", "--domains=rgb"]
+    for broken in (good[:300], good[:12], good[:-6] + bytes(6)):
+        host.files["almena_rgb.tar"] = broken
+        status, output, _ = run(*call, program="scripts.download", defaults=False)
+        assert status == 2 and "is not what was expected" in output.splitlines()[-1], output
+        assert "Traceback" not in output and not list((tmp_path / "data").iterdir())
+    host.files["almena_rgb.tar"] = good
+    status, output, _ = run(*call, program="scripts.download", defaults=False)
+    assert status == 0 and (tmp_path / "data" / "almena_rgb" / "rgb" / "a").exists(), output
 
 
 @pytest.mark.parametrize(
