@@ -14,7 +14,7 @@ FULL_SCALE = {"depth_zbuffer": 4096, "edge_occlusion": 2500, "keypoints2d": 1500
 
 def decode(domain: str, path: Path, size: int) -> Image.Image:
     """Read a file as an 8-bit RGB image of ``size`` x ``size`` px."""
-    image = np.asarray(Image.open(path))
+    image = np.asarray(Image.open(path, formats=("PNG",)))
     if domain in FULL_SCALE:
         grey = np.clip(image.astype(np.float32) * (255 / FULL_SCALE[domain]), 0, 255)
         image = np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
