@@ -84,8 +84,11 @@ def _finite(value: object) -> object:
 def read_json(path: Path) -> dict:
     """Read a JSON object. Raises UserError if the file cannot be read or holds anything else."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object: {reason_of(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object, but a {type(value).__name__}")
+    return value
