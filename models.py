@@ -60,8 +60,8 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
 def _contents(path: Path, edge: Edge | None = None, mapped: bool = False) -> tuple[dict, dict]:
     """Return the tensors of a checkpoint as stored, by name, and its record.
 
-    `mapped`: the values stay on the disk where the format allows it, and their checksums are
-    not verified. This is for reading shapes and the record. Raises UserError as `read_weights`.
+    `mapped`: the values stay on the disk where the format allows it, and only the checksum of
+    the names, shapes and record is verified. Raises UserError as `read_weights`.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")

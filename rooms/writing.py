@@ -9,7 +9,7 @@ from pathlib import Path
 from zlib import crc32
 
 from files import make_folder, read_json, write_json
-from utils import ROOT, UserError, log
+from utils import ROOT, UserError, log, reason_of
 
 VERSION = 1  # version of the generator; increase it when the images of a seed change
 VIEWS_PER_POINT = 4
@@ -72,7 +72,7 @@ def write_view(job: tuple, owner: int) -> None:
             Image.fromarray(images[domain]).save(temporary, format="PNG", compress_level=1)
             os.replace(temporary, path)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+            raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 
 def _temporary(path: Path, owner: int) -> Path:
