@@ -36,20 +36,22 @@ def check_writable(folder: Path) -> Path:
 
 
 @contextmanager
-def only_process_in(folder: Path) -> Iterator[None]:
+def only_process_in(folder: Path, otherwise: str = "") -> Iterator[int]:
     """Hold a lock on the folder within the block; the system releases it if the process dies.
 
-    Raises UserError if another process holds it. File systems without locks are not locked.
+    Yields the folder's file descriptor. Raises UserError, with the message `otherwise` if it is
+    given, if another process holds the lock. File systems without locks are not locked.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is writing into {folder}: wait for its end") from None
+            text = otherwise or f"another process is writing into {folder}: wait for its end"
+            raise UserError(text) from None
         except OSError:  # e.g. a folder on NFS
             pass
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -107,8 +109,11 @@ def read_json(path: Path) -> dict:
     """Read a JSON object. Raises UserError if the file cannot be read or holds anything else."""
     try:
         check_regular(path)
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object: {reason_of(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object, but a {type(value).__name__}")
+    return value

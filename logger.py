@@ -350,7 +350,7 @@ def _show(client: "Visdom", name: str, path: Path) -> None:
     """Show a PNG file in the window of that name. A missing file is ignored."""
     if not path.is_file():
         return
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG",)) as picture:
         width, height = picture.size
     encoded = base64.b64encode(path.read_bytes()).decode()
     content = {"src": f"data:image/png;base64,{encoded}", "caption": None}

@@ -4,7 +4,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +22,11 @@ NO_CHECKPOINT = (
     struct.error, zlib.error, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
 
+
+class Damaged(ValueError):
+    """A checksum inside a file is wrong."""
+
+
 # Added to parameter names by DataParallel and by wrappers of the published code.
 PREFIXES = ("model.parallel_apply.module.", "parallel_apply.module.", "model.", "module.")
 
@@ -38,13 +43,37 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
     - the published graph.pth, which holds a state dict per edge (`edge` selects one),
     - safetensors.
 
-    Only tensors and plain values are unpickled. Raises UserError for anything else.
+    Only tensors and plain values are unpickled. Raises UserError for anything else, if a
+    checksum inside the file is wrong, and if a weight is not finite.
     """
     path = Path(path)
+    stored, record = _contents(path, edge)
+    weights = {bare_name(name): _full(value) for name, value in stored.items()}
+    if len(weights) < len(stored):
+        raise UserError(f"{path} holds names that differ only in a wrapper's prefix")
+    for name, value in weights.items():
+        if not _is_finite(value):
+            raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
+    return weights, record
+
+
+def _contents(path: Path, edge: Edge | None = None, mapped: bool = False) -> tuple[dict, dict]:
+    """Return the tensors of a checkpoint as stored, by name, and its record.
+
+    `mapped`: the values stay on the disk where the format allows it, and only the checksum of
+    the names, shapes and record is verified. Raises UserError as `read_weights`.
+    """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
     try:
-        data = _read(path)
+        data = _read(path, mapped)
+    except Damaged as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    except pickle.UnpicklingError:  # torch's text advises to switch this check off
+        raise UserError(
+            f"{path} is not a checkpoint of weights alone: it is broken, or holds more than "
+            f"tensors and plain values"
+        ) from None
     except NO_CHECKPOINT as error:
         check_memory(error, path)
         raise UserError(
@@ -66,7 +95,9 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
         raise UserError(f"{path} holds no state dict (names with a tensor each)")
     if inflated := [name for name, value in data.items() if _is_inflated(value)]:
         raise UserError(f"{path}: {inflated[0]} claims more numbers than the file holds")
-    return {bare_name(name): _full(value) for name, value in data.items()}, record
+    if unusable := [name for name, value in data.items() if value.is_meta or value.is_complex()]:
+        raise UserError(f"{path}: {unusable[0]} is no tensor of real numbers")
+    return data, record
 
 
 def check_memory(error: Exception, path: Path) -> None:
@@ -75,26 +106,55 @@ def check_memory(error: Exception, path: Path) -> None:
         raise UserError(f"there is not enough memory to read {path}") from None
 
 
-def _read(path: Path) -> object:
-    """Read a checkpoint file in PyTorch's or safetensors' format."""
+def _read(path: Path, mapped: bool) -> object:
+    """Read a checkpoint file in PyTorch's or safetensors' format (see `_contents`)."""
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":  # safetensors: 8 bytes of header length, then a JSON header
         return _read_safetensors(path)
-    if start.startswith(b"PK"):
+    zipped = start.startswith(b"PK")
+    if zipped:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:  # torch.save does not compress: a zip bomb
-            raise ValueError(f"it would unpack to {unpacked} bytes")
-    return torch.load(path, map_location="cpu", weights_only=True)
+            if unpacked > path.stat().st_size:  # torch.save does not compress: a zip bomb
+                raise ValueError(f"it would unpack to {unpacked} bytes")
+            check_sums(archive, only="data.pkl" if mapped else "")
+    mapped = mapped and zipped  # torch maps no other format
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def check_sums(archive: zipfile.ZipFile, only: str = "") -> None:
+    """Verify the CRC-32 of an archive's entries, which `torch.load` does not.
+
+    `only` is the end of the names of the entries to verify; by default, all. Archives that
+    were saved without checksums (`torch.serialization.set_crc32_options`) have zeros in their
+    place, and pass. Raises Damaged.
+    """
+    entries = archive.infolist()
+    if not any(entry.CRC for entry in entries):
+        return
+    for entry in entries:
+        if entry.filename.endswith(only):
+            try:
+                with archive.open(entry) as file:
+                    while file.read(2**20):  # zipfile compares the checksum at the end
+                        pass
+            except zipfile.BadZipFile:
+                name = entry.filename.partition("/")[2] or entry.filename
+                raise Damaged(f"the checksum of {name} in it is wrong") from None
 
 
 def _read_safetensors(path: Path) -> dict:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         weights = {name: file.get_tensor(name) for name in file.keys()}
-    numbers = {key: int(metadata[key]) for key in Scale().record() if key in metadata}
-    return {"state_dict": weights, **metadata, **numbers}
+    return {"state_dict": weights, **{key: _number(key, text) for key, text in metadata.items()}}
+
+
+def _number(key: str, text: str) -> int | str:
+    """Convert an entry of safetensors' metadata, which holds text only, if it is of a scale."""
+    whole = key in Scale().record() and len(text) <= 9 and text.isascii() and text.isdecimal()
+    return int(text) if whole else text
 
 
 def _is_inflated(value: Tensor) -> bool:
@@ -114,6 +174,13 @@ def bare_name(name: str) -> str:
 
 def _full(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point() or not value.numel():
+        return True
+    # a NaN is both minimum and maximum; 14 times as fast as value.isfinite().all()
+    return all(bool(bound.isfinite()) for bound in value.aminmax())
 
 
 def load_network(
@@ -142,6 +209,15 @@ def load_network(
             f"{path} was trained at {recorded}, this run has {scale}: "
             f"give {recorded.as_parameters()}, or another `models_dir`"
         )
+    _check_shapes(path, network, weights, scale)
+    network.load_state_dict(weights)
+    return record
+
+
+def _check_shapes(
+    path: str | Path, network: nn.Module, weights: Mapping[str, Tensor], scale: Scale | None
+) -> None:
+    """Raise UserError if the weights do not have the network's names and shapes."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     stored = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != stored:
@@ -153,8 +229,6 @@ def load_network(
             f"the network has {', '.join(in_network) or 'no more'}; "
             f"the file has {', '.join(in_file) or 'no more'}"
         )
-    network.load_state_dict(weights)
-    return record
 
 
 def save_network(
@@ -201,9 +275,24 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.DataParallel) else network
 
 
-def recorded_scale(path: str | Path) -> Scale:
-    """Return the scale that a checkpoint records; by default, the published scale."""
-    return _scale_in(read_weights(path)[1], path)
+def recorded_scale(path: str | Path, build: Callable[[Scale], nn.Module] | None = None) -> Scale:
+    """Return the scale that a checkpoint records; by default, the published scale.
+
+    The weights are not read. `build` makes the network at a scale (`Transfer.build`). If it is
+    given, the recorded scale is compared with the weights' shapes, on a network that takes no
+    memory. Raises UserError if they do not agree, or as `read_weights`.
+    """
+    weights, record = _contents(Path(path), mapped=True)
+    scale = _scale_in(record, path)
+    if build and "width" in record:
+        try:
+            with torch.device("meta"):
+                network = build(scale)
+        except (NotImplementedError, RuntimeError):
+            return scale  # a network that reads its own values cannot be built without them
+        named = {bare_name(name): value for name, value in weights.items()}
+        _check_shapes(path, network, named, scale)
+    return scale
 
 
 def _scale_in(record: Mapping, path: str | Path) -> Scale:

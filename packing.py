@@ -3,9 +3,8 @@
 import hashlib
 import os
 import platform
-import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,9 +16,9 @@ import torchvision
 from tqdm import tqdm
 
 from datasets import Reality, TaskDataset
-from files import read_json, write_json
+from files import only_process_in, read_json, write_json
 from loading.layouts import Place, find_buildings, find_places, find_views, hints_of, no_views
-from loading.packs import PACK_INDEX, PACK_VERSION, encoding_of, find_pack, packed
+from loading.packs import PACK_INDEX, PACK_VERSION, Pack, digests, encoding_of, find_pack, packed
 from task_configs import TASKS, ImageTask
 from utils import UserError, log
 
@@ -39,6 +38,7 @@ class Packing:
 
     The arrays are written to the folder `.{name}.partial` beside the pack. The folder is
     renamed when the pack is complete. An interrupted packing of the same data is continued.
+    That folder is locked, so that no second process writes into it.
     """
 
     def __init__(self, data: Encoded, target: Path, index: dict) -> None:
@@ -49,32 +49,54 @@ class Packing:
         self.digest = hashlib.sha256()  # hash of their files' names, sizes and times
 
     def is_done(self) -> bool:
-        """Whether the pack already exists. Raises UserError if `target` is something else."""
+        """Whether the pack already exists.
+
+        Raises UserError if `target` is something else, or if an array in it is damaged.
+        """
         if not self.target.exists():
             return False
         index = _read_or_empty(self.target / PACK_INDEX)
-        if "left_out" in index:
+        if _is_state(index):
             self._see(len(self.data.views), index["left_out"])
-        if index != self._whole_index():
+        if {**index, "arrays": None} != {**self._whole_index(), "arrays": None}:
             raise UserError(f"{self.target} is there already: remove it, or name another folder")
+        try:
+            Pack(self.target).verify()
+        except UserError as error:
+            raise UserError(f"{error}, after removing {self.target}") from None
         return True
 
-    def run(self, workers: int, max_bad_fraction: float, quiet: bool) -> int:
-        """Write what is missing. Returns the number of views in the pack."""
+    def run(self, workers: int, max_bad_fraction: float, quiet: bool) -> int | None:
+        """Write what is missing. Returns the number of views, or None if the pack is complete.
+
+        Raises UserError if another process is writing the same pack.
+        """
         try:
-            self._resume()
-            with ExitStack() as stack:
-                self._write(stack, workers, max_bad_fraction, quiet)
-            count = self.seen - len(self.left_out)
-            for task in self.data.tasks:
-                _set_length(self.partial / f"{task}.npy", count)
-            write_json(self.partial / PACK_INDEX, self._whole_index(), indent=None)
-            (self.partial / DONE).unlink()
-            self.partial.rename(self.target)
+            if self.is_done():
+                return None
+            with _locked(self.partial, self.target):
+                if self.target.exists():  # another process has just completed it
+                    self.partial.rmdir()
+                    return self.run(workers, max_bad_fraction, quiet)
+                self._resume()
+                with ExitStack() as stack:
+                    self._write(stack, workers, max_bad_fraction, quiet)
+                self._complete()
         except OSError as error:
             place = error.filename or self.target
             raise UserError(f"cannot pack to {place}: {error.strerror}") from None
-        return count
+        return self.seen - len(self.left_out)
+
+    def _complete(self) -> None:
+        """Finish the arrays and the index, and give the folder its name."""
+        paths = {task.name: self.partial / f"{task}.npy" for task in self.data.tasks}
+        for path in paths.values():
+            _set_length(path, self.seen - len(self.left_out))
+        arrays = {name: digests(path) for name, path in paths.items()}
+        index = self._whole_index() | {"arrays": arrays}
+        write_json(self.partial / PACK_INDEX, index, indent=None)
+        (self.partial / DONE).unlink()
+        self.partial.rename(self.target)
 
     def _write(self, stack: ExitStack, workers: int, max_bad_fraction: float, quiet: bool) -> None:
         first, tasks, total = self.seen, self.data.tasks, len(self.data.views)
@@ -145,15 +167,39 @@ class Packing:
     def _resume(self) -> None:
         """Continue an interrupted packing of the same data, or start from scratch."""
         state = _read_or_empty(self.partial / DONE)
-        if state and _read_or_empty(self.partial / PACK_INDEX) == self.index:
+        if _is_state(state) and _read_or_empty(self.partial / PACK_INDEX) == self.index:
             self._see(state["seen"], state["left_out"])
             if self._state() == state:
                 return
             self._see(0, [])
             self.digest = hashlib.sha256()
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        for file in self.partial.iterdir():  # the folder itself is locked
+            file.unlink()
         write_json(self.partial / PACK_INDEX, self.index, indent=None)
+
+
+@contextmanager
+def _locked(folder: Path, target: Path) -> Iterator[None]:
+    """Make the folder, and lock it against other processes that pack to `target`.
+
+    The lock ends with the process, however that ends. Raises UserError if it is taken.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process_in(folder, f"another process is packing to {target}") as descriptor:
+        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise UserError(f"another process has just packed to {target}")
+        yield
+
+
+def _is_state(state: Mapping) -> bool:
+    """Whether the numbers of a recorded progress have the right types."""
+    seen, left_out = state.get("seen"), state.get("left_out")
+    return (
+        type(seen) is int
+        and seen >= 0
+        and isinstance(left_out, list)
+        and all(type(number) is int for number in left_out)
+    )
 
 
 def _set_length(path: Path, count: int) -> None:
@@ -192,6 +238,8 @@ def make_pack(
     UserError if `source` cannot be packed or `target` cannot be written.
     """
     source, target = Path(source), Path(target)
+    if not target.name or target.name == "..":
+        raise UserError(f"`to` is the name of a new folder, not {target}")
     places = find_places(source)
     if not places:
         raise no_views([source], tasks or ())
@@ -216,10 +264,8 @@ def make_pack(
         "views": [[view.part, view.building, view.name] for view in views],
     }  # fmt: skip
     packing = Packing(Encoded(chosen, views, image_size), target, index)
-    if packing.is_done():
-        return None
     count = packing.run(num_workers, max_bad_fraction, quiet)
-    return count, len(views) - count
+    return None if count is None else (count, len(views) - count)
 
 
 def _warn_of_misnamed(source: Path, chosen: Sequence[ImageTask]) -> None:

@@ -69,7 +69,7 @@ def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale |
     for transfer in transfers:
         path = Path(models_dir) / transfer.checkpoint
         if transfer.trainable and path.is_file():
-            return recorded_scale(path)
+            return recorded_scale(path, transfer.build)
     return None
 
 

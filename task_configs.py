@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ from utils import UserError, check_regular, nearest
 
 LARGEST_FILE = 8192 * 8192  # maximum number of pixels in an image file
 LARGEST = 4096 * 4096  # maximum number of pixels after resizing
-# EPS is excluded because Pillow runs an external program (Ghostscript) to read it.
-FORMATS = "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"
+# The formats of every image that is read. EPS is excluded because Pillow runs an external program
+# (Ghostscript) to read it. AVIF came with Pillow 11.3.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "TIFF", "BMP", "GIF", "PPM") + (
+    ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
+)
 # Exceptions that Pillow's decoders raise on broken files.
 READ_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError,

@@ -13,12 +13,13 @@ from pathlib import Path
 from torch import nn
 
 import modules
-from task_configs import get_task
+from task_configs import LARGEST, get_task
 from utils import UserError, check_positive, nearest
 
 Edge = tuple[str, str]
 
 FULL_SIZE, FULL_WIDTH, FULL_LEVELS = 256, 16, 6  # scale of the published networks
+LARGEST_SIZE, LARGEST_WIDTH = math.isqrt(LARGEST), 1024
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,13 @@ class Scale:
     levels: int = 0  # 0 stands for the default
 
     def __post_init__(self) -> None:
-        if self.width < 8 or self.width % 8:
-            raise UserError(f"`width` is a multiple of 8 (GroupNorm's groups), not {self.width}")
+        if self.width < 8 or self.width % 8 or self.width > LARGEST_WIDTH:
+            raise UserError(
+                f"`width` is a multiple of 8 (GroupNorm's groups) up to {LARGEST_WIDTH}, "
+                f"not {self.width}"
+            )
+        if self.image_size > LARGEST_SIZE:
+            raise UserError(f"`image_size` is at most {LARGEST_SIZE}, not {self.image_size}")
         if self.levels == 0:
             smaller = max(0, math.floor(math.log2(FULL_SIZE / max(1, self.image_size))))
             object.__setattr__(self, "levels", max(1, FULL_LEVELS - smaller))
@@ -78,13 +84,15 @@ class Scale:
     def of(cls, record: Mapping) -> "Scale":
         """Read the scale from a checkpoint's record; by default, the published scale.
 
-        Raises UserError for invalid numbers.
+        Numbers that are not recorded have their defaults. Raises UserError for invalid ones.
         """
-        if "image_size" not in record or "width" not in record:
-            return cls()
-        values = record["image_size"], record["width"], record.get("levels", 0)
-        if not all(isinstance(v, int) and 0 <= v < 2**20 for v in values):
-            raise UserError(f"image size, width and levels are whole numbers, not {values}")
+        defaults = {"image_size": FULL_SIZE, "width": FULL_WIDTH, "levels": 0}
+        values = [record.get(name, default) for name, default in defaults.items()]
+        for name, value in zip(defaults, values, strict=True):
+            if type(value) is not int:
+                raise UserError(f"`{name}` is a whole number, not a {type(value).__name__}")
+            if not 0 <= value < 2**20:  # too long a number could not even be shown
+                raise UserError(f"`{name}` is out of bounds")
         return cls(*values)
 
     def as_parameters(self) -> str:

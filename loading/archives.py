@@ -1,5 +1,8 @@
 """Safe unpacking of untrusted archives: nothing is written outside the target folder."""
 
+import bz2
+import gzip
+import lzma
 import os
 import shutil
 import stat
@@ -10,18 +13,25 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from utils import UserError, reason_of
 
 # Limit of the unpacked size: archive size × LARGEST_RATIO + ALWAYS_ALLOWED bytes. Images and
 # weights hardly compress, so an archive that exceeds it is a decompression bomb.
 LARGEST_RATIO, ALWAYS_ALLOWED = 20, 64 * 2**20
+ENTRY = 4096  # bytes that a file, and each folder of its name, counts at least, as on a disk
+LARGEST_HEADER = 2**18  # bytes read to find the next member of a tar file, with extended headers
+BLOCK = 2**18  # bytes read at a time
 # Exceptions that reading a broken archive raises.
 BROKEN = (
-    OSError, EOFError, ValueError, RuntimeError, LookupError, zlib.error, tarfile.TarError,
-    zipfile.BadZipFile, OverflowError,
+    OSError, EOFError, ValueError, RuntimeError, LookupError, zlib.error, lzma.LZMAError,
+    tarfile.TarError, zipfile.BadZipFile, OverflowError, MemoryError,
 )  # fmt: skip
+# How compressed tar files begin, and what opens them.
+COMPRESSED: dict[bytes, Callable] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open, b"]\0\0": lzma.open,
+}  # fmt: skip
 
 
 class Member(NamedTuple):
@@ -37,8 +47,9 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
 
     Existing files of the same name are replaced; others are kept. Everything is unpacked to
     a temporary folder first. So if the archive is broken or refused (UserError), `folder` is
-    unchanged. An archive is refused if it holds absolute paths, "..", links or devices, or if
-    its content is far larger than the archive (see LARGEST_RATIO).
+    unchanged. An archive is refused if it holds absolute paths, "..", links or devices, if its
+    content is far larger than the archive (see LARGEST_RATIO), or if its headers are (see
+    LARGEST_HEADER). It is broken if a checksum is wrong, or if its end is missing.
     """
     archive, folder = Path(archive), Path(folder)
     try:
@@ -58,9 +69,24 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
     except UserError:
         raise
     except BROKEN as error:
-        raise UserError(f"cannot unpack {archive}: {reason_of(error).removesuffix(':')}") from None
+        raise _broken(archive, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_archive(archive: Path) -> None:
+    """Read a whole archive without writing anything. Raises UserError as `unpack`."""
+    try:
+        for member in _safe_members(archive):
+            _copy(archive, member, lambda block: None)
+    except UserError:
+        raise
+    except BROKEN as error:
+        raise _broken(archive, error) from None
+
+
+def _broken(archive: Path, error: BaseException) -> UserError:
+    return UserError(f"cannot unpack {archive}: {reason_of(error).removesuffix(':')}")
 
 
 def _check_place(archive: Path, folder: Path, name: Path) -> None:
@@ -76,41 +102,117 @@ def _unpack_aside(archive: Path, temporary: Path) -> list[Path]:
 
     If the archive holds a name twice, the last file is kept.
     """
-    remaining = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
     names = []
-    for member in _members(archive):
-        _check_name(archive, member.name)
-        remaining -= member.size
-        if remaining < 0:
-            raise UserError(f"{archive} is refused: it unpacks to far more than its own size")
+    for member in _safe_members(archive):
         target = temporary / member.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        source = member.open()
-        assert source is not None  # a file, as _members has seen
-        with source, open(target, "wb") as file:
-            shutil.copyfileobj(source, file)
-        if target.stat().st_size != member.size:
-            raise UserError(f"cannot unpack {archive}: {member.name} is cut off")
+        with open(target, "wb") as file:
+            _copy(archive, member, file.write)
         names.append(target.relative_to(temporary))
     return list(dict.fromkeys(names))
 
 
-def _members(archive: Path) -> Iterator[Member]:
+def _copy(archive: Path, member: Member, write: Callable[[bytes], object]) -> None:
+    """Pass the content of a member to `write`, in blocks. Raises UserError if it is cut off."""
+    size, source = 0, member.open()
+    assert source is not None  # a file, as _members has seen
+    with source:
+        while block := source.read(BLOCK):
+            write(block)
+            size += len(block)
+    if size != member.size:
+        raise UserError(f"cannot unpack {archive}: {member.name} is cut off")
+
+
+def _safe_members(archive: Path) -> Iterator[Member]:
+    """Yield the files of an archive. Raises UserError before one that is to be refused."""
+    limit = remaining = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
+    for member in _members(archive, limit):
+        _check_name(archive, member.name)
+        remaining -= max(member.size, ENTRY) + ENTRY * member.name.count("/")
+        if remaining < 0:
+            raise UserError(f"{archive} is refused: it unpacks to far more than its own size")
+        yield member
+
+
+def _members(archive: Path, limit: int) -> Iterator[Member]:
     """Yield the files of an archive. Raises UserError for a link or a device."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            for entry in zipped.infolist():
-                if stat.S_ISLNK(entry.external_attr >> 16):
-                    _refuse(archive, entry.filename, "it is a link")
-                if not entry.is_dir():
-                    yield Member(entry.filename, entry.file_size, partial(zipped.open, entry))
+    with open(archive, "rb") as file:
+        start = file.read(6)
+    if not start.startswith(b"PK"):
+        yield from _members_of_tar(archive, start, limit)
         return
-    with tarfile.open(archive) as tarred:
-        for member in tarred:
-            if not member.isreg() and not member.isdir():
-                _refuse(archive, member.name, "it is a link or a device")
-            if member.isreg():
-                yield Member(member.name, member.size, partial(tarred.extractfile, member))
+    with zipfile.ZipFile(archive) as zipped:
+        for entry in zipped.infolist():
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                _refuse(archive, entry.filename, "it is a link")
+            if not entry.is_dir():
+                yield Member(entry.filename, entry.file_size, partial(zipped.open, entry))
+
+
+class _Bounded:
+    """A stream for tarfile, with limits on what it reads.
+
+    `limit` is the largest position, in bytes. `budget`, unless it is None, is the number of
+    bytes that may still be read. `last` is what was read last.
+    """
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self.stream, self.limit = stream, limit
+        self.budget: int | None = LARGEST_HEADER
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        if self.budget is not None:
+            if size > self.budget:
+                raise ValueError(f"its headers are longer than {LARGEST_HEADER} bytes")
+            self.budget -= size
+        self.last = self.stream.read(size)
+        self._check(self.stream.tell())
+        return self.last
+
+    def seek(self, position: int) -> int:
+        self._check(position)
+        return self.stream.seek(position)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def _check(self, position: int) -> None:
+        if position > self.limit:
+            raise ValueError("it unpacks to far more than its own size")
+
+
+def _members_of_tar(archive: Path, start: bytes, limit: int) -> Iterator[Member]:
+    """Yield the files of a tar file, compressed or not, which begins with `start`.
+
+    tarfile takes a damaged header for the end, and does not read what follows the end: neither
+    the checksum of the compression nor where it is cut off. Raises ValueError for these.
+    """
+    opener = next((how for magic, how in COMPRESSED.items() if start.startswith(magic)), open)
+    with opener(archive, "rb") as stream:
+        source = _Bounded(stream, limit)
+        with tarfile.open(fileobj=cast(IO[bytes], source), mode="r:") as tarred:
+            while member := _next_member(tarred, source):
+                if not member.isreg() and not member.isdir():
+                    _refuse(archive, member.name, "it is a link or a device")
+                if member.isreg():
+                    yield Member(member.name, member.size, partial(tarred.extractfile, member))
+            if source.last != bytes(tarfile.BLOCKSIZE):
+                raise ValueError("a header in it is damaged, or its end is missing")
+            while source.read(BLOCK):
+                pass
+
+
+def _next_member(tarred: tarfile.TarFile, source: _Bounded) -> tarfile.TarInfo | None:
+    source.budget = LARGEST_HEADER
+    member = tarred.next()
+    source.budget = None
+    # tarfile keeps all members, which may be a great many
+    tarred.members.clear()  # type: ignore[attr-defined]
+    if sum(map(len, tarred.pax_headers.values())) > LARGEST_HEADER:
+        raise ValueError(f"its headers are longer than {LARGEST_HEADER} bytes")
+    return member
 
 
 def _check_name(archive: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from loading.bad_files import reason_of_file
-from task_configs import LARGEST, READ_ERRORS
+from task_configs import FORMATS, LARGEST, READ_ERRORS
 from utils import UserError
 
 MARK = "XTConsistency"  # "Software" tag of PNGs written by this project; not used as input
@@ -29,11 +29,14 @@ class BrokenImage(UserError):
 def open_image(path: str | Path) -> Image.Image:
     """Open an image as by `as_colour`. Raises BrokenImage, which names the file."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             file.load()
             return as_colour(file)
     except UnidentifiedImageError:
-        raise BrokenImage(f"{path} is not an image that Pillow knows, or is broken") from None
+        raise BrokenImage(
+            f"{path} is broken, or not an image in a format that is read here "
+            f"({', '.join(FORMATS)})"
+        ) from None
     except READ_ERRORS as error:
         raise BrokenImage(f"cannot read {path}: {reason_of_file(error, path)}") from None
 
@@ -159,9 +162,9 @@ def _reason_to_skip(entry: Path) -> str:
         return "a folder"
     if not entry.is_file():
         return "not a file"
-    endings = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
     try:
-        with Image.open(entry) as file:
+        with Image.open(entry, formats=FORMATS) as file:
             return "written by this program" if file.info.get("Software") == MARK else ""
     except READ_ERRORS:
         return "" if entry.suffix.lower() in endings else "not an image"

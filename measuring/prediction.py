@@ -126,7 +126,7 @@ def load_predictor(task: str, chosen: Choice, device: torch.device) -> Predictor
     transfer = TRANSFERS["rgb", TARGETS[task]]
     networks, scales = {}, {}
     for label, path in chosen.paths.items():
-        scales[label] = recorded_scale(path)
+        scales[label] = recorded_scale(path, transfer.build)
         networks[label] = transfer.build(scales[label]).to(device).eval()
         load_network(networks[label], path, scales[label])
     multiple = max(2 ** scale.depth(transfer.downsample) for scale in scales.values())

@@ -36,7 +36,7 @@ def compressed(image: Image.Image, level: float, rng: np.random.Generator) -> Im
     """Compress as JPEG of quality `level`."""
     file = io.BytesIO()
     image.save(file, format="jpeg", quality=int(level))
-    return Image.open(file).convert("RGB")
+    return Image.open(file, formats=("JPEG",)).convert("RGB")
 
 
 def noisy(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:

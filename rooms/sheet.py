@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from files import write_atomically
+
 # Value of the 16-bit files that the sheet shows as white.
 FULL_SCALE = {"depth_zbuffer": 4096, "edge_occlusion": 2500, "keypoints2d": 1500,
               "keypoints3d": 40000}  # fmt: skip
@@ -14,7 +16,7 @@ FULL_SCALE = {"depth_zbuffer": 4096, "edge_occlusion": 2500, "keypoints2d": 1500
 
 def decode(domain: str, path: Path, size: int) -> Image.Image:
     """Read a file as an 8-bit RGB image of ``size`` x ``size`` px."""
-    image = np.asarray(Image.open(path))
+    image = np.asarray(Image.open(path, formats=("PNG",)))
     if domain in FULL_SCALE:
         grey = np.clip(image.astype(np.float32) * (255 / FULL_SCALE[domain]), 0, 255)
         image = np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
@@ -27,7 +29,10 @@ def decode(domain: str, path: Path, size: int) -> Image.Image:
 
 
 def write_sheet(path, views: list[dict[str, Path]], size: int = 160) -> None:
-    """Write the sheet of ``views``, {domain: file} each, as a PNG."""
+    """Write the sheet of ``views``, {domain: file} each, as a PNG.
+
+    Raises UserError if it cannot be written.
+    """
     domains, band = list(views[0]), 14
     width = len(domains) * (size + 2)
     sheet = Image.new("RGB", (width, band + len(views) * (size + 2)), "white")
@@ -37,5 +42,4 @@ def write_sheet(path, views: list[dict[str, Path]], size: int = 160) -> None:
         for row, view in enumerate(views):
             tile = decode(domain, view[domain], size)
             sheet.paste(tile, (column * (size + 2), band + row * (size + 2)))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
 from files import make_folder, read_json, write_json
-from utils import ROOT, UserError, log
+from utils import ROOT, UserError, log, reason_of
 
 VERSION = 1  # version of the generator; increase it when the images of a seed change
 VIEWS_PER_POINT = 4
@@ -53,17 +55,36 @@ def render_images(building: str, point: int, view: int, image_size: int, seed: i
     return encode(rendered)
 
 
-def write_view(job: tuple) -> None:
-    """Render a view and write its files, each atomically."""
+def write_view(job: tuple, owner: int) -> None:
+    """Render a view and write its files, each atomically.
+
+    `owner` is the process that makes the rooms; temporary files are named after it. Raises
+    UserError if a file cannot be written.
+    """
     from PIL import Image
 
     output_dir, building, point, view, image_size, seed = job
     images = render_images(building, point, view, image_size, seed)
     for domain, path in view_paths(output_dir, building, point, view).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        Image.fromarray(images[domain]).save(temporary, format="PNG", compress_level=1)
-        os.replace(temporary, path)
+        temporary = _temporary(path, owner)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[domain]).save(temporary, format="PNG", compress_level=1)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+
+
+def _temporary(path: Path, owner: int) -> Path:
+    return path.with_name(f".{path.name}.{owner}.tmp")
+
+
+def _remove_unfinished(jobs: list[tuple]) -> None:
+    """Remove the temporary files of this process and its workers, which have ended."""
+    for output_dir, building, point, view, _, _ in jobs:
+        for path in view_paths(output_dir, building, point, view).values():
+            with suppress(OSError):
+                _temporary(path, os.getpid()).unlink()
 
 
 def check_settings(output_dir: Path, settings: dict) -> None:
@@ -104,13 +125,25 @@ def leave_interrupts() -> None:
 
 
 def run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
-    """Write the views in this process or, with several workers, in spawned ones."""
+    """Write the views in this process or, with several workers, in spawned ones.
+
+    If that is interrupted or fails, no temporary file is left.
+    """
+    try:
+        _run_jobs(jobs, num_workers, quiet)
+    except BaseException:
+        _remove_unfinished(jobs)
+        raise
+
+
+def _run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
     from tqdm import tqdm
 
+    write = partial(write_view, owner=os.getpid())
     bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or None)
     if num_workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            write_view(job)
+            write(job)
             bar.update()
     else:
         before = {name: os.environ.get(name) for name in THREAD_LIMITS}
@@ -118,7 +151,7 @@ def run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
         try:
             context = multiprocessing.get_context("spawn")
             with context.Pool(min(num_workers, len(jobs)), leave_interrupts) as pool:
-                for _ in pool.imap_unordered(write_view, jobs, chunksize=VIEWS_PER_POINT):
+                for _ in pool.imap_unordered(write, jobs, chunksize=VIEWS_PER_POINT):
                     bar.update()
         finally:
             for name, value in before.items():
@@ -139,22 +172,24 @@ def make_rooms(
 
     The files do not depend on ``num_workers`` (None: one per core) or on interruptions.
     ``buildings`` is None (all of config/split_rooms.txt), a list or "a,b". Raises UserError if
-    the folder holds rooms with other settings.
+    the folder holds rooms with other settings or cannot be written.
     """
     if image_size < 16 or views_per_building < 1:
         raise UserError("`image_size` must be at least 16 and `views_per_building` at least 1")
     names = chosen_buildings(buildings)
     output_dir = Path(output_dir)
-    check_settings(
-        output_dir, {"image_size": int(image_size), "seed": int(seed), "generator": VERSION}
-    )
+    settings = {"image_size": int(image_size), "seed": int(seed), "generator": VERSION}
     jobs = []
-    for building in names:
-        for number in range(views_per_building):
-            point, view = divmod(number, VIEWS_PER_POINT)
-            paths = view_paths(output_dir, building, point, view)
-            if not all(path.exists() for path in paths.values()):
-                jobs.append((str(output_dir), building, point, view, image_size, seed))
+    try:
+        check_settings(output_dir, settings)
+        for building in names:
+            for number in range(views_per_building):
+                point, view = divmod(number, VIEWS_PER_POINT)
+                paths = view_paths(output_dir, building, point, view)
+                if not all(path.exists() for path in paths.values()):
+                    jobs.append((str(output_dir), building, point, view, image_size, seed))
+    except OSError as error:  # a folder that may not be looked into
+        raise UserError(f"cannot read {output_dir}: {error.strerror}") from None
     if jobs and not quiet:
         log.info("rooms: rendering %s views to %s", len(jobs), output_dir)
     run_jobs(jobs, num_workers or os.cpu_count() or 1, quiet)

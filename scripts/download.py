@@ -6,16 +6,14 @@ XTC_MIRROR=https://host/folder python -m scripts.download models
 import os
 import re
 import shutil
-import tarfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from energy import get_config, paths_for, perceptual_losses
 from files import make_folder
 from graph import edges_of
-from loading.archives import unpack
-from loading.downloads import NotThere, fetch, read_sums
+from loading.archives import check_archive, unpack
+from loading.downloads import SUMS, NotThere, fetch, read_sums
 from models import read_weights
 from task_configs import get_task
 from transfers import TRANSFERS
@@ -65,7 +63,8 @@ def main(
     The mirror is a folder at an address (https://…, http://… or file://…) that holds the
     files under their published names. No address is known that is certain to be alive, so
     there is none by default. What is there already is not fetched again; what was cut off
-    goes on where it stopped. Where the mirror has a file SHA256SUMS, it is obeyed.
+    goes on where it stopped, or begins anew where the file on the mirror has changed. Where the
+    mirror has a file SHA256SUMS, only what is listed there is fetched, and only if it agrees.
 
     Example: XTC_MIRROR=https://host/models python -m scripts.download models
 
@@ -89,16 +88,37 @@ def main(
     target = Path(folder) if folder else job.data_dir if data else job.models_dir
     make_folder(target)
     names = _archives(buildings, domains) if data else SOURCES[what]()
+    missing, unlisted = _fetch_all(mirror, names, target, data, quiet)
+    lacking = [
+        f"{what} {len(lost)} of {len(names)}: {', '.join(lost)}"
+        for what, lost in (("lacks", missing), (f"has no entry in its {SUMS} for", unlisted))
+        if lost
+    ]
+    if lacking:
+        raise UserError(f"{mirror} {'; it '.join(lacking)}")
+
+
+def _fetch_all(
+    mirror: str, names: Sequence[str], target: Path, data: bool, quiet: bool
+) -> tuple[list[str], list[str]]:
+    """Fetch the files that are not there yet, and unpack archives of data.
+
+    Returns the names that the mirror lacks, and those that its SHA256SUMS lacks.
+    """
     sums = read_sums(mirror)
-    missing = []
+    missing, unlisted = [], []
     for name in names:
         done = target / (name.removesuffix(".tar") if data else name)
         if done.is_dir() if data else done.is_file() and done.stat().st_size:
             print(f"{name}: there already")
             continue
+        if sums is not None and name not in sums:
+            print(f"{name}: not in {SUMS}")
+            unlisted.append(name)
+            continue
         try:
             check = check_archive if data else read_weights
-            fetch(f"{mirror}/{name}", target / name, check, sums.get(name, ""), quiet)
+            fetch(f"{mirror}/{name}", target / name, check, (sums or {}).get(name, ""), quiet)
         except NotThere:
             print(f"{name}: not on the mirror")
             missing.append(name)
@@ -106,8 +126,7 @@ def main(
         if data:
             _unpack_whole(target / name, done)
         print(f"{name}: fetched")
-    if missing:
-        raise UserError(f"{mirror} lacks {len(missing)} of {len(names)}: {', '.join(missing)}")
+    return missing, unlisted
 
 
 def _mirror() -> str:
@@ -146,12 +165,6 @@ def _unpack_whole(archive: Path, folder: Path) -> None:
         raise UserError(f"cannot unpack into {folder}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_archive(path: Path) -> None:
-    """Raise UserError if a file is neither a tar nor a zip archive."""
-    if not tarfile.is_tarfile(path) and not zipfile.is_zipfile(path):
-        raise UserError("it is no archive")
 
 
 if __name__ == "__main__":

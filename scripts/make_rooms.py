@@ -44,8 +44,6 @@ def main(
     )
     if seed < 0:
         raise UserError(f"`seed` has to be 0 or more, not {seed}")
-    if sheet and Path(sheet).suffix.lower() != ".png":
-        raise UserError(f"`sheet` is a PNG file, e.g. {sheet}.png, not {sheet}")
     folder = Path(output_dir) if output_dir else read_job().rooms_dir
     written = make_rooms(
         folder, views_per_building, image_size, seed, num_workers, buildings, quiet

@@ -8,22 +8,23 @@ from pathlib import Path
 
 from datasets import check_loading
 from loading.layouts import add_layouts
-from loading.packs import find_pack
+from loading.packs import PACK_INDEX, find_pack
 from packing import make_pack
 from task_configs import get_task
-from utils import check_positive, command_line
+from utils import UserError, check_positive, command_line
 
 
 def main(
     data_dir: str,
     *,
-    to: str,
+    to: str | None = None,
     image_size: int = 256,
     tasks: list | None = None,
     layouts: list | None = None,
     allow_missing: bool = False,
     max_bad_fraction: float = 0.01,
     num_workers: int | None = None,
+    verify: bool = False,
     quiet: bool = False,
 ) -> None:
     """Pack a data set at one image size. Training takes the pack as --data-dirs.
@@ -34,7 +35,8 @@ def main(
     Example: python -m scripts.pack data_rooms --to /tmp/rooms_64 --image-size 64
 
     Args:
-        data_dir: the folder with the data set, or a list of views (docs/data.md).
+        data_dir: the folder with the data set, or a list of views (docs/data.md); with
+            --verify, a pack.
         to: the pack's folder, a new one.
         image_size: pixels of the images' side, as the networks will take them.
         tasks: the domains to pack, comma-separated (default: all that have files).
@@ -43,8 +45,15 @@ def main(
         max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
             it, they are left out.
         num_workers: processes that read files (default: one a core).
+        verify: compare a pack with the checksums that it records; nothing is packed. Training
+            compares only the sizes and the ends of the arrays.
         quiet: no progress bar.
     """
+    if verify:
+        _verify(data_dir, to)
+        return
+    if to is None:
+        raise UserError("where to pack to? name the new folder with `to`")
     check_positive(image_size=image_size)
     check_loading(num_workers, max_bad_fraction)
     add_layouts(layouts)
@@ -62,6 +71,16 @@ def main(
     size = sum(file.stat().st_size for file in Path(to).iterdir())
     note = f" ({left_out} left out)" if left_out else ""
     print(f"pack: {count} views of {len(pack.encodings)} domains, {size / 1e6:.1f} MB: {to}{note}")
+
+
+def _verify(folder: str, to: str | None) -> None:
+    if to is not None:
+        raise UserError("`verify` reads a pack that is there: name its folder, without `to`")
+    pack = find_pack(folder)
+    if pack is None:
+        raise UserError(f"{folder} is no pack: it has no {PACK_INDEX}")
+    pack.verify(whole=True)
+    print(f"pack: {folder} is whole: all of its {len(pack.encodings)} arrays are as recorded")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Archives from elsewhere: what is good is unpacked, what is hostile leaves nothing."""
 
+import gzip
 import io
+import random
 import stat
 import tarfile
 import zipfile
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loading.archives import unpack
+from loading.archives import check_archive, unpack
 from utils import UserError
 
 
@@ -114,6 +116,81 @@ def test_bombs_are_refused(tmp_path):
         with pytest.raises(UserError, match="far more than its own size"):
             unpack(bomb, tmp_path / "to")
     assert not files(tmp_path / "to")
+
+
+def test_long_headers_are_refused(tmp_path):
+    """tarfile reads an extended header as one block, whatever its size."""
+    bombs = []
+    for number, kind in enumerate((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)):
+        header, content = tarfile.TarInfo("header"), b"5000000 comment=" + b"a" * 4_999_983 + b"\n"
+        header.type, header.size = kind, len(content)
+        path = tmp_path / f"{number}.tgz"
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512))
+            file.write(tarfile.TarInfo("a").tobuf() + bytes(1024))
+        bombs.append(path)
+    # and a global one that grows from member to member
+    bombs.append(tmp_path / "growing.tgz")
+    with gzip.open(bombs[-1], "wb", compresslevel=1) as file:
+        for number in range(9):
+            own = {f"{number}": "x" * 50_000}
+            file.write(tarfile.TarInfo.create_pax_global_header(own))
+            file.write(tarfile.TarInfo(f"{number}").tobuf())
+        file.write(bytes(1024))
+    for bomb in bombs:
+        with pytest.raises(UserError, match="its headers are longer than 262144 bytes"):
+            unpack(bomb, tmp_path / "to")
+        assert not files(tmp_path / "to")
+
+
+@pytest.mark.parametrize("name", ["{}", "{}/" + "/".join("abcdefghij")], ids=["files", "folders"])
+def test_great_numbers_of_empty_files_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("loading.archives.ALWAYS_ALLOWED", 2**20)
+    names = [name.format(number) for number in range(1000)]
+    bombs = [tar_of(tmp_path / "a.tgz", *((name, b"") for name in names), mode="w:gz"),
+             zip_of(tmp_path / "a.zip", *((name, b"") for name in names))]  # fmt: skip
+    for bomb in bombs:
+        with pytest.raises(UserError, match="far more than its own size"):
+            check_archive(bomb)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tgz", "a.zip"]
+
+
+def test_an_archive_is_whole_or_refused(tmp_path):
+    """What tarfile does not notice itself: checksums, a damaged header, an end that is missing."""
+    content = random.Random(0).randbytes(20_000)
+    whole = {
+        how: tar_of(tmp_path / "a", ("a", content), ("b", content), mode=f"w:{how}").read_bytes()
+        for how in ("", "gz", "bz2", "xz")
+    }
+    second = 512 + 20_480  # where the header of the second file begins
+    damaged = {
+        "the gzip's checksum": whole["gz"][:-6] + bytes([whole["gz"][-6] ^ 1]) + whole["gz"][-5:],
+        "the gzip's length": whole["gz"][:-1],
+        "gz cut off": whole["gz"][:300],
+        "gz cut off soon": whole["gz"][:15],
+        "bz2 cut off": whole["bz2"][:-5],
+        "xz cut off": whole["xz"][:-5],
+        "xz damaged": whole["xz"][:9000] + bytes(9) + whole["xz"][9009:],
+        "the end is missing": whole[""][:second],
+        "the second header": whole[""][: second + 5] + b"!" + whole[""][second + 6 :],
+    }
+    for how, good in whole.items():
+        (tmp_path / how.rjust(3, "_")).write_bytes(good)
+        check_archive(tmp_path / how.rjust(3, "_"))
+    for number, broken in enumerate(damaged.values()):
+        path = tmp_path / f"broken{number}"
+        path.write_bytes(broken)
+        for read in (check_archive, lambda path: unpack(path, tmp_path / "to")):
+            with pytest.raises(UserError, match=f"cannot unpack .*broken{number}: "):
+                read(path)
+        assert not files(tmp_path / "to")
+
+
+def test_a_tar_file_that_ends_with_a_zip_file_is_a_tar_file(tmp_path):
+    inner = zip_of(tmp_path / "inner", ("b", b"1")).read_bytes()
+    archive = tar_of(tmp_path / "a", ("inner.zip", inner))
+    assert unpack(archive, tmp_path / "to") == 1
+    assert files(tmp_path / "to") == {"inner.zip": inner}
 
 
 def test_broken_archives_leave_the_folder_as_it_was(tmp_path):

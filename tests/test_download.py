@@ -1,19 +1,22 @@
 """The download program against servers on this machine, good and bad ones."""
 
+import gzip
 import hashlib
 import http.server
 import io
 import os
+import random
 import subprocess
 import tarfile
 import threading
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 import torch
 
 import loading.downloads as download
-from loading.downloads import fetch
+from loading.downloads import fetch, parse_sums
 from models import read_weights
 from scripts.download import SOURCES
 from transfers import TRANSFERS
@@ -23,7 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Host(http.server.BaseHTTPRequestHandler):
-    """Serves `files` in one of the ways hosts do; `asked` holds (path, Range) of each request."""
+    """Serves `files` in one of the ways hosts do; `asked` holds (path, Range) of each request.
+
+    The ways: with ETag and date unless "no ETag", "weak ETag" or "no date"; "no ranges";
+    "no If-Range": ranges whatever has changed.
+    """
 
     def do_GET(self):
         server = self.server
@@ -34,13 +41,25 @@ class Host(http.server.BaseHTTPRequestHandler):
             return self.answer(200, b"<html>welcome</html>", {"Content-Type": "text/html"})
         if data is None:
             return self.answer(404, b"<html>no</html>", {"Content-Type": "text/html"})
+        digest = hashlib.sha256(data).hexdigest()
+        tag = {"no ETag": None, "weak ETag": f'W/"{digest}"'}
+        version = {
+            "ETag": next((tag[way] for way in tag if way in server.ways), f'"{digest}"'),
+            "Last-Modified": formatdate(int(digest[:7], 16), usegmt=True),
+        }
+        if "no date" in server.ways:
+            del version["Last-Modified"]
+        version = {name: value for name, value in version.items() if value}
         start = int(range_.removeprefix("bytes=").removesuffix("-")) if range_ else 0
-        if "no ranges" in server.ways or not range_:
-            return self.answer(200, data)
+        condition = self.headers.get("If-Range")
+        assert not (condition or "").startswith("W/")
+        changed = condition not in (None, *version.values()) and "no If-Range" not in server.ways
+        if "no ranges" in server.ways or not range_ or changed:
+            return self.answer(200, data, version)
         if start >= len(data):
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return self.answer(206, data[start:], {"Content-Range": content_range})
+        return self.answer(206, data[start:], version | {"Content-Range": content_range})
 
     def answer(self, status, body, headers=None):
         self.send_response(status)
@@ -70,9 +89,9 @@ def host(monkeypatch):
     thread.join()
 
 
-def checkpoint() -> bytes:
+def checkpoint(value: float = 0.0, count: int = 5000) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"weight": torch.arange(5000.0)}, buffer)
+    torch.save({"weight": torch.arange(float(count)) + value}, buffer)
     return buffer.getvalue()
 
 
@@ -112,14 +131,82 @@ def test_a_second_call_goes_on_after_the_first_gave_up(host, tmp_path, monkeypat
     assert (tmp_path / "a.pth").read_bytes() == data
 
 
-def test_a_part_that_was_whole_is_not_fetched_again(host, tmp_path):
-    data = host.files["a.pth"] = checkpoint()
-    (tmp_path / "a.pth.part").write_bytes(data)
+def stopped(host, tmp_path, monkeypatch):
+    """A download of a.pth that was given up: 5000 bytes of it are here."""
+    host.files["a.pth"], host.cuts = checkpoint(1), [5000]
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    with pytest.raises(UserError, match="cut off after 5000 bytes"):
+        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", torch.load)
+    host.asked.clear()
+
+
+WAYS = [set(), {"no ETag"}, {"weak ETag"}, {"weak ETag", "no date"}, {"no If-Range"},
+        {"no If-Range", "no ETag"}, {"no ETag", "no date"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [5000, 4000], ids=["same length", "shorter"])
+@pytest.mark.parametrize("ways", WAYS, ids=lambda ways: ", ".join(sorted(ways)) or "as usual")
+def test_a_file_that_changed_in_between_is_fetched_anew(host, tmp_path, monkeypatch, ways, length):
+    host.ways = ways
+    stopped(host, tmp_path, monkeypatch)
+    host.files["a.pth"] = checkpoint(2, length)
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", torch.load)  # which verifies no checksum
+    assert (tmp_path / "a.pth").read_bytes() == host.files["a.pth"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("ways", WAYS, ids=lambda ways: ", ".join(sorted(ways)) or "as usual")
+def test_a_file_that_has_not_changed_goes_on(host, tmp_path, monkeypatch, ways):
+    host.ways = ways
+    stopped(host, tmp_path, monkeypatch)
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
+    assert (tmp_path / "a.pth").read_bytes() == host.files["a.pth"]
+    # a host that tells nothing about the version is asked for the whole file
+    expected = None if ways == {"no ETag", "no date"} else "bytes=5000-"
+    assert host.asked == [("a.pth", expected)]
+
+
+def test_a_known_sum_lets_a_download_go_on_without_a_version(host, tmp_path, monkeypatch):
+    host.ways = {"no ETag", "no date"}
+    stopped(host, tmp_path, monkeypatch)
+    digest = hashlib.sha256(host.files["a.pth"]).hexdigest()
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights, digest)
+    assert host.asked == [("a.pth", "bytes=5000-")]
+
+
+def test_a_part_from_another_address_is_not_gone_on_with(host, tmp_path, monkeypatch):
+    stopped(host, tmp_path, monkeypatch)
+    fetch(f"{host.url}/other/a.pth", tmp_path / "a.pth", read_weights)
+    assert host.asked == [("a.pth", None)]
+
+
+def test_a_part_that_was_whole_is_not_fetched_again(host, tmp_path, monkeypatch):
+    stopped(host, tmp_path, monkeypatch)
+    data, part = host.files["a.pth"], tmp_path / "a.pth.part"
+    part.write_bytes(data)
+    fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
+    assert host.asked == [("a.pth", f"bytes={len(data)}-")]
+    stopped(host, tmp_path, monkeypatch)
+    part.write_bytes(data + b"more")
     fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert (tmp_path / "a.pth").read_bytes() == data
-    (tmp_path / "a.pth.part").write_bytes(data + b"more")
-    with pytest.raises(UserError, match="shorter than what is here"):
+
+
+def test_a_damaged_record_of_the_version_is_passed_over(host, tmp_path, monkeypatch):
+    for content in ("{", "[]", "[" * 9999, '{"etag": [1]}', ""):
+        stopped(host, tmp_path, monkeypatch)
+        (tmp_path / "a.pth.part.json").write_text(content)
         fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
+        assert host.asked == [("a.pth", None)]
+
+
+def test_a_checkpoint_with_a_wrong_checksum_gets_no_name(host, tmp_path):
+    data = bytearray(checkpoint())
+    data[data.index(torch.arange(5000.0).numpy().tobytes()) + 99] ^= 1
+    host.files["a.pth"] = bytes(data)
+    with pytest.raises(UserError, match="checksum of data/0 in it is wrong"):
+        fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -170,6 +257,58 @@ def test_what_is_there_is_left_and_what_lacks_is_named(host, tmp_path, run):
     assert [name for name, _ in host.asked] == ["SHA256SUMS", *names[-2:]]
 
 
+DIGEST = "0123456789abcdef" * 4
+LINES = [f"{DIGEST}  a.pth", f"{DIGEST} *a.pth", f"{DIGEST}  ./a.pth", f"{DIGEST} *./a.pth",
+         f"{DIGEST}\ta.pth", f"{DIGEST} a.pth", f"SHA256 (a.pth) = {DIGEST}",
+         f"SHA256 (./a.pth) = {DIGEST}", f"SHA2-256(a.pth)= {DIGEST}", f"{DIGEST.upper()}  a.pth",
+         f"{DIGEST}  a.pth\r\n", f"\ufeff{DIGEST}  a.pth",
+         f"# of today\n\n{DIGEST}  a.pth"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_the_programs_write_is_understood(host, line):
+    host.files["SHA256SUMS"] = f"{line}\n".encode()
+    assert download.read_sums(host.url) == {"a.pth": DIGEST}
+
+
+def test_names_with_blanks_and_escaped_ones():
+    text = f"{DIGEST}  a b.pth\nSHA256 (a (1).pth) = {DIGEST}\n\\{DIGEST}  a\\\\b\\nc\n"
+    assert list(parse_sums(text, "sums")) == ["a b.pth", "a (1).pth", "a\\b\nc"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("welcome", "line 1: 'welcome' is no file's SHA-256"),
+     (f"{DIGEST}  a\n{DIGEST[:-1]}  b", "line 2: "), (f"MD5 (a) = {DIGEST}", "line 1: "),
+     (f"{DIGEST}  a\n{DIGEST[::-1]}  ./a", "two different checksums of a"),
+     (f"{DIGEST}\n", "line 1: "), ("#" * 2**21, "it is too long")],
+)  # fmt: skip
+def test_sums_that_cannot_be_parsed_are_an_error(host, run, tmp_path, text, said):
+    host.files = {name: checkpoint() for name in SOURCES["models"]()}
+    host.files["SHA256SUMS"] = text.encode()
+    status, output, _ = run("models", str(tmp_path), program="scripts.download", defaults=False)
+    last = output.splitlines()[-1]
+    assert status == 2 and said in last and f"error: {host.url}/SHA256SUMS" in last
+    assert not list(tmp_path.glob("*.pth*"))
+
+
+@pytest.mark.parametrize("listed", [0, 3])
+def test_what_is_not_in_the_sums_is_an_error(host, run, tmp_path, listed):
+    names = SOURCES["energy_graph_edges"]()
+    host.files = {name: checkpoint() for name in names}
+    digest = hashlib.sha256(checkpoint()).hexdigest()
+    host.files["SHA256SUMS"] = "".join(
+        f"SHA256 ({n}) = {digest}\n" for n in names[:listed]
+    ).encode()
+    status, output, _ = run(
+        "energy_graph_edges", str(tmp_path / "to"), program="scripts.download", defaults=False
+    )
+    last = output.splitlines()[-1]
+    assert status == 2 and f"no entry in its SHA256SUMS for {len(names) - listed}" in last
+    assert all(name in last for name in names[listed:])
+    assert {path.name for path in (tmp_path / "to").iterdir()} == set(names[:listed])
+
+
 def test_data_are_unpacked_whole_or_not_at_all(host, tmp_path, run):
     host.files["almena_rgb.tar"] = archive(rgb__a_domain_rgb__png=b"1")
     host.files["almena_normal.tar"] = archive(almena_normal__normal__b=b"2")
@@ -185,6 +324,19 @@ def test_data_are_unpacked_whole_or_not_at_all(host, tmp_path, run):
     status, output, _ = run(*call, "--buildings=tolstoy", "--domains=rgb", **how)
     assert status == 2 and "refused" in output.splitlines()[-1]
     assert not (tmp_path / "evil").exists() and not (tmp_path / "data" / "tolstoy_rgb").exists()
+
+
+def test_a_broken_archive_is_not_kept_for_ever(host, tmp_path, run):
+    good = gzip.compress(archive(rgb__a=random.Random(0).randbytes(5000)))
+    call = ["data", str(tmp_path / "data"), "--quiet", "--buildings=almena", "--domains=rgb"]
+    for broken in (good[:300], good[:12], good[:-6] + bytes(6)):
+        host.files["almena_rgb.tar"] = broken
+        status, output, _ = run(*call, program="scripts.download", defaults=False)
+        assert status == 2 and "is not what was expected" in output.splitlines()[-1], output
+        assert "Traceback" not in output and not list((tmp_path / "data").iterdir())
+    host.files["almena_rgb.tar"] = good
+    status, output, _ = run(*call, program="scripts.download", defaults=False)
+    assert status == 0 and (tmp_path / "data" / "almena_rgb" / "rgb" / "a").exists(), output
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import load_network, make_optimizer, read_weights, save_network
+from models import (
+    load_network,
+    make_optimizer,
+    read_weights,
+    recorded_scale,
+    save_network,
+)
 from modules import UNet
 from sources import find_scale
 from transfers import TRANSFERS, Scale
@@ -142,21 +148,107 @@ def test_safetensors_of_another_depth_say_so(tmp_path):
         load_network(ROW.build(Scale(64, 8)), tmp_path / "a.safetensors", Scale(64, 8))
 
 
-@pytest.mark.parametrize("levels", ["2", 9, None, [1]])
-def test_a_scale_that_cannot_be_is_refused(tmp_path, network, levels):
-    torch.save(
-        {"state_dict": network.state_dict(), "image_size": 32, "width": 8, "levels": levels},
-        tmp_path / "a.pth",
-    )
-    with pytest.raises(UserError, match="a.pth records a scale that cannot be"):
+WRONG_NUMBERS = ["8", [8], None, True, 8.0, float("nan"), -8, 9, 80000, 10**400,
+                 torch.zeros(3, 3), torch.zeros(2, device="meta")]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["image_size", "width", "levels"])
+@pytest.mark.parametrize("value", WRONG_NUMBERS, ids=lambda value: f"{type(value).__name__}")
+def test_a_scale_that_cannot_be_is_refused(tmp_path, network, key, value):
+    record = {**SCALE.record(), key: value}
+    path = tmp_path / ROW.checkpoint
+    torch.save({"state_dict": network.state_dict(), **record}, path)
+    for read in (
+        lambda: load_network(ROW.build(SCALE), path, SCALE),
+        lambda: find_scale(tmp_path, [ROW]),
+    ):
+        with pytest.raises(UserError, match=f"{path.name} records a scale that cannot be") as said:
+            read()
+        assert len(str(said.value).splitlines()) == 1 and len(str(said.value)) < 400
+
+
+@pytest.mark.parametrize("metadata", [{"width": "wide"}, {"width": "8.0"}, {"width": "9" * 5000}])
+def test_a_scale_in_safetensors_that_cannot_be_is_refused(tmp_path, network, metadata):
+    path = tmp_path / "a.safetensors"
+    save_file(network.state_dict(), path, metadata=metadata)
+    with pytest.raises(UserError, match="a.safetensors records a scale that .*`width` is a whole"):
+        load_network(ROW.build(SCALE), path, SCALE)
+
+
+@pytest.mark.parametrize("scale", [Scale(64, 1024, 6), Scale(32, 16)])
+def test_a_scale_is_compared_with_the_weights_before_a_network_is_built(tmp_path, network, scale):
+    path = tmp_path / ROW.checkpoint
+    torch.save({"state_dict": network.state_dict(), **scale.record()}, path)
+    with pytest.raises(UserError, match=f"{path.name} does not fit UNet.* at {scale}: the network"):
+        find_scale(tmp_path, [ROW])
+
+
+def test_what_is_no_plain_tensor_is_refused(tmp_path, network):
+    path = tmp_path / ROW.checkpoint
+    for kind in ("meta", torch.complex64):
+        weights = {name: value.to(kind) for name, value in network.state_dict().items()}
+        torch.save({"state_dict": weights, **SCALE.record()}, path)
+        with pytest.raises(UserError, match="down1.conv1.weight is no tensor of real numbers"):
+            load_network(ROW.build(SCALE), path, SCALE)
+    weights = network.state_dict()
+    torch.save(weights | {"module.down1.conv1.weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="names that differ only in a wrapper's prefix"):
+        read_weights(path)
+
+
+# ---- damaged weights ----------------------------------------------------------------
+
+
+def flipped(path, tensor):
+    """Flip one bit of a tensor's values in a checkpoint file."""
+    content = bytearray(path.read_bytes())
+    content[content.index(tensor.numpy().tobytes()) + 1] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_one_flipped_bit_is_noticed(tmp_path, network):
+    weight = network.state_dict()["down1.conv1.weight"]
+    save_network(tmp_path / "a.pth", network, SCALE)
+    read_weights(tmp_path / "a.pth")
+    flipped(tmp_path / "a.pth", weight)
+    with pytest.raises(UserError, match="a.pth is damaged: the checksum of data/0 in it is wrong"):
         load_network(ROW.build(SCALE), tmp_path / "a.pth", SCALE)
+    # its scale is read without the weights, but not without a checksum
+    record = bytearray((tmp_path / "a.pth").read_bytes())
+    record[record.index(b"image_size")] ^= 1
+    (tmp_path / "a.pth").write_bytes(record)
+    with pytest.raises(UserError, match="the checksum of data.pkl in it is wrong"):
+        recorded_scale(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, network, value, half):
+    network.state_dict()["last_conv2.bias"][-1] = value
+    save_network(tmp_path / "a.pth", network, SCALE, half=half)
+    with pytest.raises(UserError, match="a.pth: last_conv2.bias holds values that are not finite"):
+        load_network(ROW.build(SCALE), tmp_path / "a.pth", SCALE)
+
+
+def test_checkpoints_without_checksums_load(tmp_path, network):
+    """Those of torch's old format, and those saved with the checksums turned off."""
+    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(network.state_dict(), tmp_path / "off.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for name in ("old.pth", "off.pth"):
+        assert same(read_weights(tmp_path / name)[0], network.state_dict())
+        assert recorded_scale(tmp_path / name, ROW.build) == Scale()
+
+
+# ---- broken files -------------------------------------------------------------------
 
 
 def test_broken_safetensors_are_refused(tmp_path, network):
     path = tmp_path / "a.safetensors"
-    save_file(network.state_dict(), path, metadata={"width": "wide"})
-    with pytest.raises(UserError, match="a.safetensors"):
-        read_weights(path)
+    save_file(network.state_dict(), path)
     whole = path.read_bytes()
     for content in (whole[:500], whole[:-9], whole[:8] + b"{" * 90, whole[:9]):
         path.write_bytes(content)

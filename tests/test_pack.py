@@ -1,8 +1,11 @@
 """Packs: what is loaded from them is what the files give, and training runs on them."""
 
+import fcntl
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from loading.packs import find_pack
 from loading.splits import split_buildings
 from models import read_weights
 from task_configs import TASKS
+from utils import UserError
 
 WITH_FILES = [task for task in TASKS.values() if task.name != "imagenet"]
 
@@ -177,6 +181,38 @@ def cut_off(folder):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def flip_a_bit(folder):
+    path = folder / "normal.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def save(array):
+    return lambda folder: np.save(folder / "normal.npy", array, allow_pickle=True)
+
+
+def save_npz(folder):
+    with open(folder / "normal.npy", "wb") as file:
+        np.savez(file, np.zeros(3))
+
+
+def without_digests(folder):
+    index = json.loads((folder / "pack.json").read_text())
+    del index["arrays"]
+    (folder / "pack.json").write_text(json.dumps(index))
+
+
+def old(damage):
+    """The same damage to a pack of an earlier version, which has no digests."""
+
+    def change(folder):
+        without_digests(folder)
+        damage(folder)
+
+    return change
+
+
 def edit(**values):
     def change(folder):
         index = json.loads((folder / "pack.json").read_text())
@@ -205,6 +241,39 @@ def test_a_pack_that_cannot_be_used_is_one_sentence(pack, run, rooms, damage, se
                             "--width=8")  # fmt: skip
     assert status == 2 and "Traceback" not in output
     assert sentence in output.splitlines()[-1]
+
+
+WRONG_ENTRIES = [
+    ("views", 3), ("views", [["a"]]), ("views", [[1, 2, 3]]), ("views", None),
+    ("image_size", "32"), ("image_size", True), ("tasks", ["rgb"]), ("tasks", {"rgb": 1}),
+    ("version", "1"), ("version", None), ("arrays", [1]), ("arrays", {"rgb": {}}),
+    ("arrays", {"rgb": "0"}),
+]  # fmt: skip
+DAMAGE = [
+    (old(cut_off), "normal.npy is missing, damaged or cut off"),
+    (flip_a_bit, "normal.npy is missing, damaged or cut off"),
+    (old(save(np.zeros((16, 3, 32, 32)))), "normal.npy is no array of images"),
+    (old(save(np.zeros((16, 3, 32, 32), complex))), "normal.npy is no array of images"),
+    (old(save(np.zeros(16, "u1,f4"))), "normal.npy is no array of images"),
+    (old(save(np.array([None]))), "normal.npy is missing, damaged or cut off"),
+    (old(save_npz), "normal.npy is no array of images"),
+    (old(save(np.zeros((16, 3, 32, 31), np.uint8))), "does not fit pack.json beside it"),
+    (old(save(np.zeros((16, 1, 32, 32), np.uint8))), "normal.npy does not hold normal"),
+    (old(save(np.zeros((16, 3, 32, 32), np.uint16))), "normal.npy does not hold normal"),
+    *((edit(**{key: value}), "pack.json is no index of a pack") for key, value in WRONG_ENTRIES),
+    (lambda folder: (folder / "pack.json").write_text("[" * 99999), "is not a JSON object"),
+    (lambda folder: (folder / "pack.json").write_text("[]"), "not a JSON object, but a list"),
+]
+
+
+def test_edited_and_damaged_packs_are_one_sentence(pack, rooms, tmp_path):
+    _, _, folder = pack(rooms, "--tasks=rgb,normal")
+    for number, (damage, sentence) in enumerate(DAMAGE):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        damage(copy)
+        with pytest.raises(UserError, match=f"{sentence}.*; make it anew") as said:
+            find_pack(copy).check([TASKS["rgb"], TASKS["normal"]], 32)
+        assert len(str(said.value).splitlines()) == 1
 
 
 def test_other_sizes_and_augmentation_are_refused(pack, run, rooms, tmp_path):
@@ -236,3 +305,84 @@ def test_a_pack_is_not_packed_again(pack, rooms):
     assert find_pack(folder).image_size == 32 and find_pack(rooms) is None
     status, line, _ = pack(folder, size=16)
     assert status == 2 and f"{folder} is a pack already" in line
+
+
+# ---- damage and other processes -----------------------------------------------------
+
+
+@pytest.fixture
+def verify(run):
+    def call(folder, *flags):
+        status, output, _ = run(
+            str(folder), "--verify", *flags, program="scripts.pack", defaults=False
+        )
+        assert "Traceback" not in output
+        return status, output.splitlines()[-1]
+
+    return call
+
+
+def test_a_damaged_pack_is_not_complete(pack, rooms):
+    _, _, folder = pack(rooms, "--tasks=normal")
+    cut_off(folder)
+    status, line, _ = pack(rooms, "--tasks=normal")
+    assert status == 2
+    assert "normal.npy is missing, damaged or cut off" in line and f"removing {folder}" in line
+    shutil.rmtree(folder)
+    assert pack(rooms, "--tasks=normal")[0] == 0
+
+
+def test_verify_finds_one_flipped_bit_anywhere(pack, rooms, verify):
+    tasks = "--tasks=rgb,normal"  # of arrays longer than the ends that opening reads
+    _, _, folder = pack(rooms, tasks, size=100)
+    assert verify(folder) == (0, f"pack: {folder} is whole: all of its 2 arrays are as recorded")
+    path = folder / "normal.npy"
+    good = path.read_bytes()
+    for place in (60, 3 * len(good) // 7, len(good) - 1):
+        damaged = bytearray(good)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        status, line = verify(folder)
+        assert status == 2 and "normal.npy" in line and "damaged" in line
+    path.write_bytes(good)
+    assert verify(folder)[0] == 0
+
+
+def test_a_pack_of_an_earlier_version_is_read_but_not_verified(pack, rooms, verify):
+    _, _, folder = pack(rooms, "--tasks=rgb,normal")
+    without_digests(folder)
+    tasks = [TASKS["rgb"], TASKS["normal"]]
+    assert_equal(dataset(folder, tasks=tasks), dataset(rooms, tasks=tasks))
+    assert pack(rooms, "--tasks=rgb,normal")[:2] == (0, f"pack: {folder} is complete")
+    status, line = verify(folder)
+    assert status == 2 and "has no digests" in line
+
+
+def test_what_cannot_be_verified_is_one_sentence(rooms, verify, run):
+    assert verify(rooms) == (2, f"error: {rooms} is no pack: it has no pack.json")
+    assert "without --to" in verify(rooms, "--to=x")[1]
+    status, output, _ = run(str(rooms), program="scripts.pack", defaults=False)
+    assert status == 2 and "name the new folder with --to" in output.splitlines()[-1]
+
+
+def test_one_process_at_a_time_packs_to_a_folder(pack, rooms, tmp_path):
+    partial = tmp_path / ".pack32.partial"
+    partial.mkdir()
+    descriptor = os.open(partial, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as another process would hold it
+    status, line, folder = pack(rooms)
+    assert (status, line) == (2, f"error: another process is packing to {folder}")
+    assert not list(partial.iterdir())
+    os.close(descriptor)
+    assert pack(rooms)[0] == 0 and not partial.exists()
+
+
+def test_an_edited_record_of_the_progress_begins_anew(pack, rooms, tmp_path):
+    partial, tasks = tmp_path / ".pack32.partial", [TASKS["rgb"]]
+    for state in ('{"seen": "1", "left_out": []}', '{"seen": 1}', "[1]",
+                  '{"seen": 4, "left_out": [[1]]}', "{", "[" * 99999):  # fmt: skip
+        _, _, folder = pack(rooms, "--tasks=rgb")
+        folder.rename(partial)
+        (partial / "done.json").write_text(state)
+        assert pack(rooms, "--tasks=rgb")[0] == 0
+        assert_equal(dataset(folder, tasks=tasks), dataset(rooms, tasks=tasks))

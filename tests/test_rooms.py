@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from rooms.domains import DOMAINS
 from rooms.layout import make_scene
 from rooms.render import HOLE, Renderer, render
 from rooms.scene import LABELS
+from rooms.sheet import write_sheet
 from rooms.writing import make_rooms, split_buildings, view_paths
 from utils import UserError
 
@@ -252,8 +256,6 @@ def test_bad_arguments(tmp_path):
 
 
 def test_contact_sheet(folder, tmp_path):
-    from rooms.sheet import write_sheet
-
     write_sheet(tmp_path / "sheet.png", [view_paths(folder, BUILDINGS[0], 0, 0)], size=40)
     assert Image.open(tmp_path / "sheet.png").size[0] == 42 * len(DOMAINS)
 
@@ -287,3 +289,45 @@ def test_split_names():
         pytest.skip("config/split.txt is not there")
     taken = json.loads(official.read_text())
     assert not set(names) & {name for part in taken.values() for name in part}
+
+
+# ---- places that cannot be written ----------------------------------------------------
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
+    """A limit on the size of files stands for the disk: writing fails in the middle of a file."""
+    limit = (4000, 4000)
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "scripts.make_rooms", "--output-dir", tmp_path / "rooms",
+         "--views-per-building=2", "--buildings=agate", "--image-size=64", "--quiet",
+         "--num-workers=2"],
+        cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: cannot write {tmp_path}")
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_what_stands_in_the_way_is_one_sentence(tmp_path):
+    (tmp_path / "agate_rgb").write_text("mine")
+    with pytest.raises(UserError, match="cannot write .*agate_rgb.*: Not a directory"):
+        make_rooms(tmp_path, 1, 32, 0, 1, ["agate"], quiet=True)
+    assert not list(tmp_path.rglob(".*")) and (tmp_path / "agate_rgb").read_text() == "mine"
+
+
+def test_an_interruption_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def interrupted(image, path, **options):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_rooms(tmp_path, 1, 32, 0, 1, ["agate"], quiet=True)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*sheet.png: "):
+        write_sheet(tmp_path / "file" / "sheet.png", [view_paths(folder, "jasper", 0, 0)])

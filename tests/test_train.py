@@ -356,7 +356,7 @@ def test_the_same_seed_gives_the_same_network(run, tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("why, step", [("--lr=1e30", 2), ("an infinite weight", 1)])
+@pytest.mark.parametrize("why, step", [("--lr=1e30", 2), ("a huge weight", 1)])
 def test_numbers_that_are_not_finite_end_a_run_and_can_be_replayed(
     run, networks, tmp_path, why, step
 ):
@@ -368,7 +368,7 @@ def test_numbers_that_are_not_finite_end_a_run_and_can_be_replayed(
         folder = shutil.copytree(networks, tmp_path / "models")
         network = row.build(SCALE)
         load_network(network, folder / row.checkpoint)
-        next(network.parameters()).data.view(-1)[0] = float("inf")
+        network.last_conv2.weight.data[:] = 3e38
         save_network(folder / row.checkpoint, network, SCALE)
         arguments.append(f"--models-dir={folder}")
     status, output, results = run(*arguments)

@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from models import NO_CHECKPOINT, check_memory, save_atomically
+from models import NO_CHECKPOINT, check_memory, check_sums, save_atomically
 from utils import UserError, check_regular, log, reason_of
 
 KEPT = 2  # the number of states kept in a folder
@@ -103,8 +103,7 @@ def _read_state(file: Path) -> RunState:
     """Return a state after verifying its checksums, which torch does not check itself."""
     check_regular(file)
     with zipfile.ZipFile(file) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} in it is damaged")
+        check_sums(archive)
     return torch.load(file, map_location="cpu", weights_only=True)
 
 

@@ -18,7 +18,7 @@ from packing import make_pack
 from rooms.writing import make_rooms
 from scripts.benchmarking.step import Setup, alternating, ratio
 from tables import Row
-from task_configs import TASKS, ImageTask, blur, identity, smooth
+from task_configs import FORMATS, TASKS, ImageTask, blur, identity, smooth
 from utils import UserError
 
 FILE_SIZE = 512  # side of the files in pixels, as in Taskonomy
@@ -64,7 +64,7 @@ def _published(tasks: list[ImageTask], view: View, size: int) -> list[Tensor]:
     loaded = []
     for task in tasks:
         deep = task.channels == 1 if task.deep is None else task.deep
-        with Image.open(view.path(task)) as file:
+        with Image.open(view.path(task), formats=FORMATS) as file:
             image = file.convert("I" if deep else "RGB")
         image = TF.center_crop(TF.resize(image, [size]), [size, size])
         loaded.append(_transformed(task, TF.to_tensor(image)))
