@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import NO_VISDOM
 from forked import Program
 from PIL import Image
 
@@ -32,7 +31,7 @@ def least_work(rooms: Path, networks: Path, folder: Path) -> dict[str, list[str]
     runs = f"--results-dir={folder / 'results'}"
     save = f"--save_dir={folder / 'energy'}"
     return {
-        "train": ["example_normal", data, models, *steps, runs, NO_VISDOM, quiet,
+        "train": ["example_normal", data, models, *steps, runs, "--visdom-server=none", quiet,
                   "--no-imagenet"],
         "demo": ["--task=normal", f"--img_path={image}", f"--output_path={folder / 'demo'}",
                  models, quiet],
