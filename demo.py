@@ -1,6 +1,6 @@
 """Predict normals, depth or reshading of images, with one network or several side by side.
 
-python demo.py --task normal --img_path assets/room.png --output_path results/demo
+python demo.py --task normal --img-path assets/room.png --output-dir results/demo
 """
 
 import sys
@@ -21,16 +21,17 @@ from measuring.prediction import (
 )
 from measuring.result_files import endings, has_colours, write_results
 from precision import check_precision, forward_only
-from utils import check_one_of, check_positive, command_line, read_job
+from utils import also_called, check_one_of, check_positive, command_line, read_job
 
 __all__ = ["main", "predict"]
 
 
+@also_called(output_path="output_dir")
 def main(
     *,
     task: str | None = None,
     img_path: str | None = None,
-    output_path: str | None = None,
+    output_dir: str | None = None,
     compare: bool = False,
     size: int | None = None,
     checkpoint: list | None = None,
@@ -42,8 +43,8 @@ def main(
 ) -> None:
     """Predict normals, depth or reshading of images, with one network or several.
 
-    Example: python demo.py --task normal --img_path assets/room.png --output_path results/demo
-    Your own: python demo.py --task normal --img_path photos --checkpoint results/RUN
+    Example: python demo.py --task normal --img-path assets/room.png --output-dir results/demo
+    Your own: python demo.py --task normal --img-path photos --checkpoint results/RUN
 
     Writes {name}_{task}_{network}.png for each network (baseline, consistency, or what the name
     of its checkpoint says), with the values as published: grey or colour levels 0 … 255. For
@@ -58,7 +59,7 @@ def main(
     Args:
         task: normal, depth or reshading.
         img_path: an image, or a folder of images; what is no image is skipped.
-        output_path: the folder for the results (default: results/demo).
+        output_dir: the folder for the results (default: results/demo).
         compare: write {name}_{task}_compare.png too: the input and all predictions.
         size: predict the whole image in its own aspect, its shorter side about that many
             pixels, instead of the centre square at the size of the network's training.
@@ -79,7 +80,7 @@ def main(
     predictor = load_predictor(task, chosen, device)
     check_size(predictor, size)
     print(chosen.note)
-    folder = Path(output_path) if output_path else read_job().results_dir / "demo"
+    folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
     write_predictions(
         images, predictor, task, folder, size=size, compare=compare, precision=precision,
         batch_size=batch_size or default_forward_batch(device), quiet=quiet,

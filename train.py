@@ -97,6 +97,7 @@ def main(
             options = recorded_options(resumed, options, ranks.count)
         objective = objective_of(options)
         check_options(options, objective)
+        seed_everything(options.run.seed)
         folder = resumed or ranks.from_first(new_run(options, ranks) if ranks.first else None)
         with claimed(folder, is_new=not resumed) if ranks.first else nullcontext():
             return train(options, objective, folder, resumed is not None, ranks, device)
@@ -116,8 +117,6 @@ def train(
 
     Returns the closing table, {column: {row: value}}.
     """
-    seed_everything(options.run.seed)
-
     # ---- data and networks ----
     with ranks.first_before_others():  # the first rank may have to render the embedded rooms
         sources = find_sources(options, objective)
@@ -145,8 +144,9 @@ def train(
     labels = label_caches(options, realities)
     held_out = held_out_part(parts)
     measure_held_out = partial(
-        measure, graph, objective.config, losses, realities[held_out], ranks, labels[held_out]
-    )
+        measure, graph, objective.config, losses, realities[held_out], ranks, labels[held_out],
+        quiet=options.run.quiet or not ranks.first,
+    )  # fmt: skip
     if not output.resumed:
         output.begin(measure_held_out(), keep_start=options.losses.compare_direct)
     with stoppable() as stop:

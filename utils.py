@@ -140,9 +140,19 @@ def _run(main: Callable, arguments: Sequence[str]) -> None:
         spec = sys.modules["__main__"].__spec__  # None where a file was run
         print(help_text(main, f"-m {spec.name}" if spec else Path(sys.argv[0]).name))
         return
+    arguments = [_own_spelling(main, argument) for argument in arguments]
     _check_words(main, arguments)
     with logged_to_console(main):
         fire.Fire(_converting(main), command=list(arguments), serialize=lambda result: None)
+
+
+def _own_spelling(main: Callable, argument: str) -> str:
+    """Return the argument with the flag's own spelling in place of an alias."""
+    flag, equals, value = argument.partition("=")
+    for alias, name in getattr(main, "aliases", {}).items():
+        if flag.replace("_", "-") == _flag(alias):
+            return _flag(name) + equals + value
+    return argument
 
 
 def _end(sentence: str, status: int) -> NoReturn:
@@ -156,6 +166,19 @@ def _end(sentence: str, status: int) -> NoReturn:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def also_called(**aliases: str) -> Callable[[Callable], Callable]:
+    """Decorate a `main` whose flags have other spellings too, {spelling: parameter}.
+
+    Published spellings, and those of earlier versions, keep working on the command line.
+    """
+
+    def named(main: Callable) -> Callable:
+        main.aliases = aliases  # type: ignore[attr-defined]
+        return main
+
+    return named
 
 
 def folding_flags(main: Callable) -> Callable:
@@ -266,6 +289,8 @@ def help_text(main: Callable, program: str) -> str:
             text = f"{text.removesuffix('.')} (needed)."
         elif default is not None and default is not False and "default" not in text:
             text = f"{text.removesuffix('.')} (default: {default})."
+        also = [_flag(a) for a, own in getattr(main, "aliases", {}).items() if own == name]
+        text += f" Also {' or '.join(also)}." if also else ""
         if parameter.kind is not parameter.KEYWORD_ONLY:
             words.append((name, text))
         else:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from tqdm import tqdm
 
 from datasets import Reality
 from devices import Ranks
@@ -22,6 +23,7 @@ def measure(
     reality: Reality,
     ranks: Ranks | None = None,
     labels: LabelCache | None = None,
+    quiet: bool = True,
 ) -> dict[str, float]:
     """Return mean errors over all views of a reality, {row: value}, in this order:
 
@@ -33,7 +35,8 @@ def measure(
       prediction against these labels (the paper's evaluation).
 
     Each of the `ranks` measures its share of the views. All get the means over all views.
-    `labels` caches the frozen networks' outputs on the reality's ground truths.
+    `labels` caches the frozen networks' outputs on the reality's ground truths. Unless `quiet`,
+    a terminal shows a progress bar.
     """
     graph.eval()
     target = config["paths"]["y^"][-1]
@@ -44,7 +47,8 @@ def measure(
 
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
     paths |= paths_for(config, perceptual)
-    for batch in reality:
+    bar = tqdm(reality, unit="batch", desc="measuring", leave=False, disable=quiet or None)
+    for batch in bar:
         known = labels.frozen_values(graph, paths, batch) if labels else {}
         values = graph.sample(paths, batch, known)
         prediction, truth = values["n(x)"], values["y^"]

@@ -185,7 +185,7 @@ def read_statistics(folder: Path) -> dict:
     if not path.is_file():
         raise UserError(
             f"no {path}, by which to standardise: first run python -m scripts.energy_calc "
-            f"{LABELLED} with `save_dir` {folder}"
+            f"{LABELLED} with `output_dir` {folder}"
         )
     try:
         statistics = read_json(path)

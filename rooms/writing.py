@@ -140,7 +140,7 @@ def _run_jobs(jobs: list[tuple], num_workers: int, quiet: bool) -> None:
     from tqdm import tqdm
 
     write = partial(write_view, owner=os.getpid())
-    bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or None)
+    bar = tqdm(total=len(jobs), unit="view", desc="rooms", disable=quiet or not jobs or None)
     if num_workers <= 1 or len(jobs) <= 1:
         for job in jobs:
             write(job)

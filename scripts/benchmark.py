@@ -28,7 +28,7 @@ from scripts.benchmarking.step import (
 )
 from tables import Row, markdown_table, text_table
 from transfers import Scale
-from utils import ROOT, UserError, check_positive, command_line
+from utils import UserError, check_positive, command_line, read_job
 
 # Parts of the benchmark: the title of the table, and the function that measures it.
 PARTS = {
@@ -61,8 +61,8 @@ def main(
 
     Both ways alternate in one run, so that what else the machine does falls on both; the
     table shows medians, and the smallest and largest ratio. The two steps' gradients are
-    asserted equal first. The result goes into docs/benchmarks.md, into the part of the
-    device it was measured on.
+    asserted equal first. The result goes into a Markdown file, into the part of the device it
+    was measured on; other parts stay.
 
     Example: python -m scripts.benchmark --parts step,memory --repeats 5
 
@@ -80,7 +80,7 @@ def main(
         compile: compile the networks, for this project's step.
         channels_last: images channels last in memory, for this project's step.
         threads: of the CPU.
-        output: the file to write (default: docs/benchmarks.md).
+        output: the file to write (default: results/benchmarks.md).
     """
     check_precision(precision, TRAINING_PRECISIONS)
     parts = parts or list(PARTS)
@@ -99,7 +99,7 @@ def main(
         tables[title] = measure(setup)
         head, *rows = tables[title]
         print(f"\n{title}\n{text_table(head, rows, left=0)}", flush=True)
-    target = Path(output or ROOT / "docs" / "benchmarks.md")
+    target = Path(output) if output else read_job().results_dir / "benchmarks.md"
     write_report(target, report(setup, tables, threads), setup)
     print(f"\nwritten: {target}")
 

@@ -18,9 +18,10 @@ from loading.layouts import Place, View, add_layouts, find_places, hints_of, no_
 from loading.view_lists import LISTED
 from tables import text_table
 from task_configs import TASKS, ImageTask, get_task
-from utils import UserError, check_positive, command_line, evenly_spaced
+from utils import UserError, also_called, check_positive, command_line, evenly_spaced
 
 
+@also_called(workers="num_workers")
 def main(
     data_dir: str | None = None,
     *,
@@ -28,7 +29,7 @@ def main(
     buildings: list | None = None,
     domains: list | None = None,
     layouts: list | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     table: bool = False,
     show: int = 20,
     quiet: bool = False,
@@ -46,7 +47,7 @@ def main(
         buildings: only these.
         domains: only these (default: all that are there).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
-        workers: processes (default: one a core).
+        num_workers: processes (default: one a core).
         table: print the counts of each domain in each building, and in 16-bit files the
             shares of the values 0 and 65535.
         show: how many files to name; all are counted.
@@ -54,7 +55,7 @@ def main(
     """
     if data_dir is None:
         raise UserError("which data? python -m scripts.check_data FOLDER")
-    check_positive(max_views=max_views, workers=workers)
+    check_positive(max_views=max_views, num_workers=num_workers)
     add_layouts(layouts)
     places = _places(data_dir, buildings)
     tasks = _tasks(domains)
@@ -75,7 +76,7 @@ def main(
     results: dict[Place, list[Checked]] = {place: [] for place in places}
     place_of = {(place.part, place.building): place for place in places}
     with bar:
-        for (view, _), checked in zip(jobs, _in_processes(jobs, workers), strict=True):
+        for (view, _), checked in zip(jobs, _in_processes(jobs, num_workers), strict=True):
             results[place_of[view.part, view.building]].append(checked)
             bar.update()
     wrong = _report(tasks, names, results, show, table)
@@ -114,9 +115,9 @@ def _print_absent(data_dir: str, absent: list[ImageTask], asked_for: bool) -> in
     return len(wrong)
 
 
-def _in_processes(jobs: list[tuple[View, list[str]]], workers: int | None) -> Iterator[Checked]:
+def _in_processes(jobs: list[tuple[View, list[str]]], num_workers: int | None) -> Iterator[Checked]:
     """Run `check_view` on each job in worker processes, and yield the results in order."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(num_workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from map(check_view, jobs)
         return
@@ -125,7 +126,7 @@ def _in_processes(jobs: list[tuple[View, list[str]]], workers: int | None) -> It
             yield from pool.map(check_view, jobs, chunksize=4)
         except BrokenProcessPool:
             text = "a checking process was ended from outside, often for lack of memory"
-            raise UserError(f"{text} (fewer `workers` need less)") from None
+            raise UserError(f"{text} (fewer `num_workers` need less)") from None
 
 
 # ---- the report ---------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The consistency energy of images, and its correlation with the error of labelled views.
 
-python -m scripts.energy_calc energy_calc --save_dir results/energy
-python -m scripts.energy_calc energy_calc_nogt --data-dir photos --save_dir results/energy
+python -m scripts.energy_calc energy_calc --output-dir results/energy
+python -m scripts.energy_calc energy_calc_nogt --img-path photos --output-dir results/energy
 """
 
 import sys
@@ -32,6 +32,7 @@ from tables import write_csv
 from transfers import Scale
 from utils import (
     UserError,
+    also_called,
     check_one_of,
     check_positive,
     command_line,
@@ -41,12 +42,13 @@ from utils import (
 )
 
 
+@also_called(save_dir="output_dir", data_dir="img_path")
 @folding_flags
 def main(
     config: str | None = None,
     *,
-    save_dir: str | None = None,
-    data_dir: str | None = None,
+    output_dir: str | None = None,
+    img_path: str | None = None,
     subset_size: int | None = None,
     num_workers: int = 0,
     labelled: LabelledOptions,
@@ -56,21 +58,21 @@ def main(
 
     energy_calc measures labelled views, writes data.csv (a row a view), energy.pdf and .png
     (error over energy) and statistics.json, and prints their correlation.
-    energy_calc_nogt --data-dir DIR measures any images by those statistics, which it reads
-    from the same --save_dir, and writes energy_query.csv, .pdf and .png.
+    energy_calc_nogt --img-path DIR measures any images by those statistics, which it reads
+    from the same --output-dir, and writes energy_query.csv, .pdf and .png.
 
-    Example: python -m scripts.energy_calc energy_calc --save_dir results/energy
+    Example: python -m scripts.energy_calc energy_calc --output-dir results/energy
 
     Args:
         config: energy_calc (the default) or energy_calc_nogt.
-        save_dir: the folder for results (default: results/energy).
-        data_dir: energy_calc_nogt: an image, or a folder of images.
+        output_dir: the folder for results (default: results/energy).
+        img_path: energy_calc_nogt: an image, or a folder of images.
         subset_size: measure that many of the views (or images), evenly spaced.
         num_workers: processes that load labelled views.
     """
     if config is None:
         print(
-            f"{LABELLED} measures labelled views, {UNLABELLED} --data-dir DIR any images "
+            f"{LABELLED} measures labelled views, {UNLABELLED} --img-path DIR any images "
             f"(--help says more). Now: {LABELLED}, on what is there."
         )
         config = LABELLED
@@ -78,16 +80,16 @@ def main(
     check_precision(networks.precision)
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     check_loading(num_workers)
-    folder = Path(save_dir) if save_dir else read_job().results_dir / "energy"
+    folder = Path(output_dir) if output_dir else read_job().results_dir / "energy"
     if config == UNLABELLED:
-        if data_dir is None:
-            raise UserError(f"{UNLABELLED} needs `data_dir`: an image, or a folder of images")
+        if img_path is None:
+            raise UserError(f"{UNLABELLED} needs `img_path`: an image, or a folder of images")
         check_unused(UNLABELLED, labelled, num_workers=num_workers)
-        if status := measure_queries(folder, data_dir, subset_size, networks):
+        if status := measure_queries(folder, img_path, subset_size, networks):
             sys.exit(status)
         return
-    if data_dir is not None:
-        raise UserError(f"`data_dir` is for {UNLABELLED}; labelled data are named by `data_dirs`")
+    if img_path is not None:
+        raise UserError(f"`img_path` is for {UNLABELLED}; labelled data are named by `data_dirs`")
     add_layouts(labelled.layouts)
     make_folder(folder)
     sources = settle_measuring(
@@ -104,14 +106,14 @@ def main(
 
 
 def measure_queries(
-    folder: Path, data_dir: str, subset_size: int | None, networks: NetworkOptions
+    folder: Path, img_path: str, subset_size: int | None, networks: NetworkOptions
 ) -> int:
     """Measure any images, standardised by the labelled run in `folder`.
 
     Returns the exit status.
     """
     reference = read_reference(folder)
-    images = ImageFiles(data_dir)
+    images = ImageFiles(img_path)
     images.keep(subset_size)
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False

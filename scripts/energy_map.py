@@ -1,6 +1,6 @@
 """The consistency energy of each pixel: maps of where the paths disagree.
 
-python -m scripts.energy_map --img_path assets/room.png --output_path results/energy_map
+python -m scripts.energy_map --img-path assets/room.png --output-dir results/energy_map
 """
 
 import sys
@@ -36,16 +36,17 @@ from pictures import write_png
 from precision import check_precision, forward_only
 from sources import settle_measuring
 from transfers import FULL_SIZE
-from utils import check_positive, command_line, evenly_spaced, folding_flags, read_job
+from utils import also_called, check_positive, command_line, evenly_spaced, folding_flags, read_job
 
 SAMPLE = 64  # images, at most, that set the common scale
 
 
+@also_called(output_path="output_dir")
 @folding_flags
 def main(
     *,
     img_path: str | None = None,
-    output_path: str | None = None,
+    output_dir: str | None = None,
     per_path: bool = False,
     white: float | None = None,
     statistics: str | None = None,
@@ -61,23 +62,23 @@ def main(
     paths go on from their predictions. Where `image_size`, `width`, `levels` or `statistics`
     are given, all networks are those of scripts.energy_calc instead.
 
-    Example: python -m scripts.energy_map --img_path assets/room.png
+    Example: python -m scripts.energy_map --img-path assets/room.png
 
     Args:
         img_path: an image, or a folder of images; what is no image is skipped.
-        output_path: the folder for the results (default: results/energy_map).
+        output_dir: the folder for the results (default: results/energy_map).
         per_path: draw the disagreement through each domain too.
         white: the energy at the bright end of the scale, so that the pictures of several
             calls compare (default: the 99 % quantile of this call's images, of 64 where
             there are more; printed).
-        statistics: the save_dir of a labelled run of scripts.energy_calc: each domain's
+        statistics: the output_dir of a labelled run of scripts.energy_calc: each domain's
             disagreement is standardised by it before the mean, as the energy of images is.
     """
     images = ImageFiles(img_path)
     check_positive(batch_size=networks.batch_size, white=white)
     check_precision(networks.precision)
     reference = read_statistics(Path(statistics)) if statistics else None
-    folder = make_folder(Path(output_path or read_job().results_dir / "energy_map"))
+    folder = make_folder(Path(output_dir or read_job().results_dir / "energy_map"))
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False
     )

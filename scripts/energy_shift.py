@@ -1,6 +1,6 @@
 """The consistency energy under domain shift, i.e. of images with increasing corruption.
 
-python -m scripts.energy_shift --save_dir results/shift
+python -m scripts.energy_shift --output-dir results/shift
 """
 
 import sys
@@ -28,14 +28,15 @@ from measuring.statistics import Table
 from precision import check_precision
 from sources import settle_measuring
 from tables import text_table, write_csv
-from utils import check_positive, command_line, folding_flags, read_job
+from utils import also_called, check_positive, command_line, folding_flags, read_job
 
 
+@also_called(save_dir="output_dir", data_dir="img_path")
 @folding_flags
 def main(
     *,
-    save_dir: str | None = None,
-    data_dir: str | None = None,
+    output_dir: str | None = None,
+    img_path: str | None = None,
     subset_size: int | None = None,
     labelled: LabelledOptions,
     networks: NetworkOptions,
@@ -51,19 +52,19 @@ def main(
     Example: python -m scripts.energy_shift --subset_size 64
 
     Args:
-        save_dir: the folder for results (default: results/energy_shift).
-        data_dir: an image, or a folder of images, to spoil instead of labelled views.
+        output_dir: the folder for results (default: results/energy_shift).
+        img_path: an image, or a folder of images, to spoil instead of labelled views.
         subset_size: measure that many of the views (or images), evenly spaced.
     """
     # ---- options ----
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
-    if data_dir is not None:
-        check_unused("`data_dir`", labelled)
+    if img_path is not None:
+        check_unused("`img_path`", labelled)
     add_layouts(labelled.layouts)
     check_precision(networks.precision)
-    images = ImageFiles(data_dir) if data_dir is not None else None
+    images = ImageFiles(img_path) if img_path is not None else None
     job = read_job()
-    folder = make_folder(Path(save_dir) if save_dir else job.results_dir / "energy_shift")
+    folder = make_folder(Path(output_dir) if output_dir else job.results_dir / "energy_shift")
 
     # ---- networks, images ----
     sources = settle_measuring(

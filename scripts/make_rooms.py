@@ -49,7 +49,10 @@ def main(
         folder, views_per_building, image_size, seed, num_workers, buildings, quiet
     )
     if not quiet:
-        print(f"{written} views written to {folder}")
+        total = views_per_building * len(chosen_buildings(buildings))
+        there = f"{total - written} views already there" if written < total else ""
+        print(", ".join(filter(None, [f"{written} views written" if written else "", there]))
+              + f": {folder}")  # fmt: skip
     if sheet:
         rows = [(name, *divmod(k, VIEWS_PER_POINT)) for k in range(views_per_building)
                 for name in chosen_buildings(buildings)]  # fmt: skip

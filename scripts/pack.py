@@ -11,15 +11,16 @@ from loading.layouts import add_layouts
 from loading.packs import PACK_INDEX, find_pack
 from packing import make_pack
 from task_configs import get_task
-from utils import UserError, check_positive, command_line
+from utils import UserError, also_called, check_positive, command_line
 
 
+@also_called(tasks="domains")
 def main(
     data_dir: str,
     *,
     to: str | None = None,
     image_size: int = 256,
-    tasks: list | None = None,
+    domains: list | None = None,
     layouts: list | None = None,
     allow_missing: bool = False,
     max_bad_fraction: float = 0.01,
@@ -39,7 +40,7 @@ def main(
             --verify, a pack.
         to: the pack's folder, a new one.
         image_size: pixels of the images' side, as the networks will take them.
-        tasks: the domains to pack, comma-separated (default: all that have files).
+        domains: the domains to pack, comma-separated (default: all that have files).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
         allow_missing: go on where more than a tenth of the views lack a domain.
         max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
@@ -57,7 +58,7 @@ def main(
     check_positive(image_size=image_size)
     check_loading(num_workers, max_bad_fraction)
     add_layouts(layouts)
-    chosen = [get_task(name) for name in tasks] if tasks else None
+    chosen = [get_task(name) for name in domains] if domains else None
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
     counts = make_pack(
         data_dir, to, image_size, chosen, allow_missing, max_bad_fraction, workers, quiet

@@ -97,7 +97,7 @@ def main(
     start = time.monotonic()
     flags = asdict(options) | sources.scale.record() | {"quiet": True, "install": True}
     flags |= {"force": again, "models_dir": str(sources.install_dir)}
-    for row in tqdm(missing, desc="networks", unit="network", disable=None):
+    for row in tqdm(missing, desc="networks", unit="network", disable=not missing or None):
         tqdm.write(f"\n==== {row.name} → {sources.install_dir / row.checkpoint}")
         if status := _run(trainer, row.name, flags):
             sys.exit(status)  # the trainer has printed the error

@@ -55,7 +55,7 @@ def run(folder, task, out, models, **flags):
     """demo.main's exit status."""
     try:
         demo.main(
-            task=task, img_path=str(folder), output_path=str(out), models_dir=str(models), **flags
+            task=task, img_path=str(folder), output_dir=str(out), models_dir=str(models), **flags
         )
     except SystemExit as stop:
         return stop.code
@@ -379,7 +379,7 @@ def test_one_network_in_the_models_folder_is_enough(models, job_models, picture,
     copy(models / "rgb2normal_consistency.pth", job_models / "rgb2normal_consistency.pth")
     copy(models / "rgb2normal_baseline.pth", job_models / "rgb2normal_consistency_best.pth")
     picture.save(tmp_path / "a.png")
-    demo.main(task="normal", img_path=str(tmp_path / "a.png"), output_path=str(tmp_path / "out"))
+    demo.main(task="normal", img_path=str(tmp_path / "a.png"), output_dir=str(tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["a_normal_consistency.png"]
     said = capsys.readouterr()
     assert str(job_models) in said.out and "there is no rgb2normal_baseline.pth" in said.out
@@ -413,7 +413,7 @@ def test_networks_of_two_runs_and_two_sizes(models, picture, tmp_path):
     folders = [str(tmp_path / "one"), str(tmp_path / "two")]
     out = tmp_path / "out"
     demo.main(
-        task="normal", img_path=str(tmp_path / "a.png"), output_path=str(out), checkpoint=folders
+        task="normal", img_path=str(tmp_path / "a.png"), output_dir=str(out), checkpoint=folders
     )
     labels = "one_consistency", "two_baseline", "two_consistency"
     assert sorted(p.name for p in out.glob("*.png")) == [f"a_normal_{n}.png" for n in labels]

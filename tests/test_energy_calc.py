@@ -91,8 +91,10 @@ def rows_of(path):
 def labelled(models, data, tmp_path_factory):
     """The folder of a labelled run."""
     folder = tmp_path_factory.mktemp("energy")
-    energy_calc.main("energy_calc", data_dirs=[str(data)], models_dir=str(models),
-                     save_dir=str(folder), batch_size=4, buildings=["tuff", "zeolite"])  # fmt: skip
+    energy_calc.main(
+        "energy_calc", data_dirs=[str(data)], models_dir=str(models), output_dir=str(folder),
+        batch_size=4, buildings=["tuff", "zeolite"],
+    )  # fmt: skip
     return folder
 
 
@@ -158,8 +160,8 @@ def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tm
         (tmp_path / f"{i}.png").write_bytes(view.path(TASKS_NEEDED[0]).read_bytes())
     (tmp_path / "broken.png").write_bytes(b"")
     with pytest.raises(SystemExit) as stop:
-        energy_calc.main("energy_calc_nogt", data_dir=str(tmp_path), models_dir=str(models),
-                         save_dir=str(labelled))  # fmt: skip
+        energy_calc.main("energy_calc_nogt", img_path=str(tmp_path), models_dir=str(models),
+                         output_dir=str(labelled))  # fmt: skip
     assert stop.value.code == 1
     queries, known = rows_of(labelled / "energy_query.csv"), rows_of(labelled / "data.csv")
     assert [Path(row["image"]).name for row in queries] == [f"{i}.png" for i in range(6)]
@@ -177,16 +179,16 @@ def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tm
     "config,flags,sentence",
     [
         ("energy_calk", {}, "did you mean energy_calc"),
-        ("energy_calc_nogt", {}, "needs `data_dir`"),
-        ("energy_calc", {"data_dir": "."}, "named by `data_dirs`"),
+        ("energy_calc_nogt", {}, "needs `img_path`"),
+        ("energy_calc", {"img_path": "."}, "named by `data_dirs`"),
         ("energy_calc", {"batch_size": 0}, "`batch_size` has to be more than 0"),
         ("energy_calc", {"precision": "half"}, "`precision` is fp32 or"),
-        ("energy_calc_nogt", {"data_dir": "."}, "first run python -m scripts.energy_calc"),
+        ("energy_calc_nogt", {"img_path": "."}, "first run python -m scripts.energy_calc"),
     ],
 )
 def test_mistakes_are_named(config, flags, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
-        energy_calc.main(config, save_dir=str(tmp_path), **flags)
+        energy_calc.main(config, output_dir=str(tmp_path), **flags)
 
 
 def test_command_line(models, data, tmp_path):
@@ -238,7 +240,7 @@ def test_pixels_average_to_the_image(graph):
 def test_energy_map_run(models, labelled, tmp_path):
     source = ROOT / "assets" / "room.png"
     for per_path, columns, bands in ((False, 4, 1), (True, 7, 2)):
-        energy_map.main(img_path=str(source), output_path=str(tmp_path), models_dir=str(models),
+        energy_map.main(img_path=str(source), output_dir=str(tmp_path), models_dir=str(models),
                         per_path=per_path, statistics=str(labelled))  # fmt: skip
         picture = Image.open(tmp_path / "room_energy.png")
         assert columns * 256 < picture.width < (columns + 1) * 256
@@ -253,20 +255,20 @@ def test_images_of_one_call_share_their_scale(models, tmp_path, capsys):
     picture.save(source / "room.png")
     Image.new("RGB", picture.size, "grey").save(source / "grey.png")
     flags = {"img_path": str(source), "models_dir": str(models)}
-    energy_map.main(output_path=str(tmp_path / "both"), **flags)
+    energy_map.main(output_dir=str(tmp_path / "both"), **flags)
     assert capsys.readouterr().out.count("scale: 0.0000 … ") == 1
     room, grey = (np.asarray(Image.open(tmp_path / "both" / f"{name}_energy.png"))
                   for name in ("room", "grey"))  # fmt: skip
     bars = slice(312, 345), slice(600, None)
     assert np.array_equal(room[bars], grey[bars]) and room[bars].min() < 60
-    energy_map.main(output_path=str(tmp_path / "white"), white=0.9, **flags)
+    energy_map.main(output_dir=str(tmp_path / "white"), white=0.9, **flags)
     assert "scale: 0.0000 … 0.9000" in capsys.readouterr().out
     dimmer = np.asarray(Image.open(tmp_path / "white" / "room_energy.png"))
     assert not np.array_equal(dimmer[bars], room[bars])
     # few images are few; of many, some set the scale, and all are drawn
     energy_map.SAMPLE, before = 1, energy_map.SAMPLE
     try:
-        energy_map.main(output_path=str(tmp_path / "many"), **flags)
+        energy_map.main(output_dir=str(tmp_path / "many"), **flags)
     finally:
         energy_map.SAMPLE = before
     assert len(list((tmp_path / "many").iterdir())) == 2
@@ -355,8 +357,8 @@ def test_shifts_do_what_they_say():
 @pytest.mark.parametrize("labels", [True, False])
 def test_shift_run(labels, models, data, tmp_path, capsys):
     flags = {"data_dirs": [str(data)], "buildings": ["tuff"]} if labels else {}
-    flags |= {} if labels else {"data_dir": str(ROOT / "assets" / "room.png")}
-    energy_shift.main(save_dir=str(tmp_path), models_dir=str(models), batch_size=2, **flags)
+    flags |= {} if labels else {"img_path": str(ROOT / "assets" / "room.png")}
+    energy_shift.main(output_dir=str(tmp_path), models_dir=str(models), batch_size=2, **flags)
     rows = rows_of(tmp_path / "shift.csv")
     assert [row["shift"] for row in rows][:2] == ["clean", "blur (σ)"] and len(rows) == 14
     assert ("error" in rows[0]) == labels

@@ -14,6 +14,7 @@ from files import write_atomically
 from utils import (
     ROOT,
     UserError,
+    also_called,
     command_line,
     duration,
     folding_flags,
@@ -377,3 +378,37 @@ def test_a_relative_base_folder_is_below_the_project(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_durations_in_words(seconds, text):
     assert duration(seconds) == text
+
+
+def test_published_spellings_of_flags_keep_working(monkeypatch, capsys):
+    @also_called(save_dir="output_dir", w="output_dir")
+    def program(*, output_dir: str | None = None) -> None:
+        """Print the folder.
+
+        Args:
+            output_dir: the folder.
+        """
+        print(output_dir)
+
+    for argument in ("--output-dir=x", "--save_dir=x", "--save-dir=x", "--w=x"):
+        monkeypatch.setattr(sys, "argv", ["program.py", argument])
+        command_line(program)
+        assert capsys.readouterr().out == "x\n"
+    assert "the folder. Also --save-dir or --w." in help_text(program, "x")
+    monkeypatch.setattr(sys, "argv", ["program.py", "--safe-dir=x"])
+    with pytest.raises(SystemExit):
+        command_line(program)
+    assert capsys.readouterr().err.startswith("error: unknown flag --safe-dir")
+
+
+def test_one_thing_has_one_flag():
+    """In all programs: no flag is another one's alias, and none has two spellings in use."""
+    own, other = set(), set()
+    for name in ["train", "demo", *PROGRAMS]:
+        main = importlib.import_module(name).main
+        parameters = inspect.signature(main).parameters
+        own |= {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        aliases = getattr(main, "aliases", {})
+        assert set(aliases.values()) <= set(parameters)
+        other |= set(aliases)
+    assert not own & other

@@ -88,7 +88,7 @@ def test_demo_pictures(task, tmp_path, compare):
     source.mkdir()
     for name in ("A_rgb.png", "A_rgba.png"):
         (source / name).write_bytes((FOLDER / "preproc_inputs" / name).read_bytes())
-    demo.main(task=task, img_path=str(source), output_path=str(out), models_dir=str(models))
+    demo.main(task=task, img_path=str(source), output_dir=str(out), models_dir=str(models))
     exact = exact_levels(task, models, sorted(source.iterdir()))
     with np.load(FOLDER / "demo_outputs.npz") as published:
         for name in (n for n in published.files if f"_{task}_" in n):
