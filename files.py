@@ -1,6 +1,7 @@
 """Atomic file writing, and JSON files."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -86,6 +87,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {reason_of(error)}") from None
 
 
 # ---- JSON ---------------------------------------------------------------------------

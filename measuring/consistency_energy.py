@@ -1,6 +1,6 @@
 """The consistency energy of images and of labelled views."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datasets import Reality, TaskDataset
 from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
-from files import read_json
+from files import read_json, sha256
 from graph import TaskGraph, edges_of
 from loading.layouts import find_buildings, find_views, no_views
 from loading.photographs import open_image, square
@@ -23,7 +23,7 @@ from precision import forward_only
 from sources import Sources, checkpoint_names, find_variant, has_variants
 from tables import read_csv
 from task_configs import get_task
-from transfers import Edge, get_transfer
+from transfers import Edge, Scale, Transfer, get_transfer
 from utils import UserError, evenly_spaced, log
 
 LABELLED, UNLABELLED = "energy_calc", "energy_calc_nogt"
@@ -46,25 +46,47 @@ def energy_graph(
     If there is none, the baseline is used and a line is logged. Networks that are `given` are
     not loaded.
     """
-    config = get_config(name)
     networks: dict[Edge, nn.Module] = dict(given or {})
     baselines = []
-    for edge in edges_of(paths_for(config, losses or list(config["losses"]))):
-        if edge in networks:
+    for transfer in _transfers(name, sources, losses):
+        if transfer.edge in networks:
             continue
-        transfer = get_transfer(*edge, sources.models_dirs[0])
-        path = find_variant(sources.models_dirs, edge[1]) if has_variants(transfer) else None
+        path = _consistent(transfer, sources)
         if path is None:
-            networks[edge] = sources.network(transfer, name)
+            networks[transfer.edge] = sources.network(transfer, name)
             if has_variants(transfer):
-                baselines.append(edge[1])
+                baselines.append(transfer.target)
         else:
-            networks[edge] = transfer.build(sources.scale)
-            load_network(networks[edge], path, sources.scale)
+            networks[transfer.edge] = transfer.build(sources.scale)
+            load_network(networks[transfer.edge], path, sources.scale)
     if baselines:
         missing = ", ".join(checkpoint_names(target, "consistency")[0] for target in baselines)
         log.info("networks: no %s: taking the baselines instead", missing)
     return TaskGraph(networks).to(device)
+
+
+def network_digests(name: str, sources: Sources) -> dict[str, str]:
+    """Return the SHA-256 of the checkpoint of each network that `energy_graph` loads."""
+    files = {
+        transfer.name: _consistent(transfer, sources) or sources.find(transfer)
+        for transfer in _transfers(name, sources)
+        if transfer.checkpoint
+    }
+    return {transfer: sha256(file) for transfer, file in files.items() if file}
+
+
+def _transfers(
+    name: str, sources: Sources, losses: Sequence[str] | None = None
+) -> Iterator[Transfer]:
+    """Yield the transfers of a configuration's losses (default: all)."""
+    config = get_config(name)
+    for edge in edges_of(paths_for(config, losses or list(config["losses"]))):
+        yield get_transfer(*edge, sources.models_dirs[0])
+
+
+def _consistent(transfer: Transfer, sources: Sources) -> Path | None:
+    """Return the checkpoint that was trained with consistency, if the transfer has one."""
+    return find_variant(sources.models_dirs, transfer.target) if has_variants(transfer) else None
 
 
 def measure_batch(
@@ -196,3 +218,26 @@ def read_statistics(folder: Path) -> dict:
     if set(values) != set(map(straight_loss, ENERGY_DOMAINS)) or not all_numbers:
         raise UserError(f"{path} is not what a labelled run writes")
     return statistics
+
+
+def check_networks(statistics: Mapping, sources: Sources, place: Path) -> None:
+    """Raise UserError if the labelled run in `place` measured other networks than those now.
+
+    Their scale and the SHA-256 of their checkpoints are compared. Runs of earlier versions do
+    not record the latter.
+    """
+    if Scale.of(statistics) != sources.scale:
+        raise UserError(
+            f"the labelled run in {place} measured networks of {Scale.of(statistics)}, and these "
+            f"have {sources.scale}: run it again with these networks"
+        )
+    recorded = statistics.get("networks")
+    if not isinstance(recorded, dict):
+        log.warning("%s does not record which networks it measured", place)
+        return
+    for name, digest in network_digests(UNLABELLED, sources).items():
+        if recorded.get(name) != digest:
+            raise UserError(
+                f"the labelled run in {place} measured another network {name} than the one now: "
+                f"run it again with these networks"
+            )

@@ -5,7 +5,7 @@ python -m scripts.energy_calc energy_calc_nogt --img-path photos --output-dir re
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import Reality, check_loading
@@ -15,10 +15,12 @@ from loading.layouts import View, add_layouts
 from measuring.consistency_energy import (
     LABELLED,
     UNLABELLED,
+    check_networks,
     energy_graph,
     labelled_views,
     measure_images,
     measure_views,
+    network_digests,
     read_reference,
 )
 from measuring.image_files import ImageFiles
@@ -29,7 +31,6 @@ from measuring.statistics import statistics as statistics_of
 from precision import check_precision
 from sources import settle_measuring
 from tables import write_csv
-from transfers import Scale
 from utils import (
     UserError,
     also_called,
@@ -102,7 +103,8 @@ def main(
     )
     reality = Reality("test", data, networks.batch_size or 16, device, num_workers)
     table = measure_views(graph, reality, networks.precision, networks.quiet)
-    report_labelled(folder, data.views, table, sources.scale)
+    made_by = sources.scale.record() | {"networks": network_digests(LABELLED, sources)}
+    report_labelled(folder, data.views, table, made_by)
 
 
 def measure_queries(
@@ -118,8 +120,7 @@ def measure_queries(
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False
     )
-    if Scale.of(reference[0]) != sources.scale:
-        raise UserError(f"the labelled run in {folder} had other networks: not {sources.scale}")
+    check_networks(reference[0], sources, folder)
     graph = energy_graph(UNLABELLED, sources, choose_device())
     good, table = measure_images(
         graph, images, sources.scale.image_size, networks.batch_size or 16,
@@ -133,8 +134,13 @@ def measure_queries(
 # ---- results ------------------------------------------------------------------------
 
 
-def report_labelled(folder: Path, views: Sequence[View], table: Table, scale: Scale) -> None:
-    """Write data.csv, statistics.json and the plot of a labelled run. Print the correlations."""
+def report_labelled(
+    folder: Path, views: Sequence[View], table: Table, made_by: Mapping[str, object]
+) -> None:
+    """Write data.csv, statistics.json and the plot of a labelled run. Print the correlations.
+
+    `made_by` is what statistics.json records about the networks.
+    """
     statistics = statistics_of(table)
     z = standardised(table, statistics)
     x, y = z["normalized_energy"], z["normalized_error"]
@@ -144,7 +150,7 @@ def report_labelled(folder: Path, views: Sequence[View], table: Table, scale: Sc
     r, rho = pearson(x, y), spearman(x, y)
     labels = {"building": [v.building for v in views], "view": [v.name for v in views]}
     write_csv(folder / "data.csv", {**labels, **table, **z})
-    record = {"config": LABELLED, "views": len(views), **scale.record(), **statistics}
+    record = {"config": LABELLED, "views": len(views), **made_by, **statistics}
     record |= {"pearson": r._asdict(), "spearman": rho._asdict()}
     write_json(folder / "statistics.json", record)
     plot_energy(folder / "energy", x, y, _title(r, rho, len(views)))

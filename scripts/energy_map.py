@@ -18,7 +18,7 @@ from energy import get_config, paths_for
 from files import make_folder
 from graph import TaskGraph
 from loading.photographs import open_image, square
-from measuring.consistency_energy import UNLABELLED, read_statistics
+from measuring.consistency_energy import UNLABELLED, check_networks, read_statistics
 from measuring.energy_maps import (
     STRAIGHT,
     STRAIGHT_LOSSES,
@@ -82,6 +82,8 @@ def main(
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False
     )
+    if reference:
+        check_networks(reference, sources, Path(str(statistics)))
     device = choose_device()
     as_calculated = reference is not None or any(networks.scale)
     shown = {} if as_calculated else shown_networks(networks.models_dir, device)

@@ -377,3 +377,14 @@ def test_a_shell_script_without_a_mirror(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.startswith("error: set XTC_MIRROR")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_is_relative_to_where_the_script_is_called(host, tmp_path):
+    """Before: relative to the project."""
+    host.files = {name: checkpoint() for name in SOURCES["percep_models"]()}
+    environment = os.environ | {"XTC_MIRROR": host.url}
+    command = [ROOT / "tools" / "download_percep_models.sh", "here"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "here").iterdir()} == set(host.files)
+    assert not (ROOT / "here").exists()

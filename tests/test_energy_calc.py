@@ -1,7 +1,10 @@
 """The consistency energy: published values, every view once, independence of the batch."""
 
 import csv
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -332,6 +335,45 @@ def test_the_energy_is_of_the_networks_that_the_demo_shows(models, tmp_path, mon
     apart = (normals - through).abs() * get_task("normal").mask(through)
     torch.testing.assert_close(parts["depth_zbuffer"], apart.mean(dim=1, keepdim=True),
                                atol=1e-4, rtol=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ["energy_calc_nogt", "energy_map"])
+def test_statistics_belong_to_their_networks(program, labelled, models, tmp_path, capsys):
+    """Of the same scale, another network is noticed by its checksum."""
+    other = shutil.copytree(models, tmp_path / "models")
+    labelled = shutil.copytree(labelled, tmp_path / "labelled")
+    row = TRANSFERS["reshading", "normal"]
+    save_network(other / row.checkpoint, fill(row.build(SMALL), everywhere="other."), SMALL)
+    image = str(ROOT / "assets" / "room.png")
+
+    def measure(models_dir) -> None:
+        if program == "energy_map":
+            energy_map.main(img_path=image, statistics=str(labelled), models_dir=str(models_dir),
+                            output_dir=str(tmp_path / "map"))  # fmt: skip
+        else:
+            energy_calc.main(program, img_path=image, output_dir=str(labelled),
+                             models_dir=str(models_dir))  # fmt: skip
+
+    measure(models)
+    with pytest.raises(UserError, match="measured another network reshading2normal"):
+        measure(other)
+    record = json.loads((labelled / "statistics.json").read_text())
+    file = hashlib.sha256((models / row.checkpoint).read_bytes())
+    assert record["networks"]["reshading2normal"] == file.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "config, flags",
+    [("energy_calc_nogt", {"split": "x"}), ("energy_calc_nogt", {"num_workers": 2}),
+     ("energy_shift", {"buildings": ["a"]}), ("energy_shift", {"allow_missing": True})],
+)  # fmt: skip
+def test_flags_of_labelled_views_are_refused_for_images(config, flags, models, tmp_path):
+    flags |= {"img_path": str(ROOT / "assets" / "room.png"), "models_dir": str(models)}
+    with pytest.raises(UserError, match="measures images without labels: no `"):
+        if config == "energy_shift":
+            energy_shift.main(output_dir=str(tmp_path), **flags)
+        else:
+            energy_calc.main(config, output_dir=str(tmp_path), **flags)
 
 
 # ---- shift --------------------------------------------------------------------------

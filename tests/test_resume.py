@@ -595,3 +595,16 @@ def test_a_folder_that_cannot_be_written(runs, disk):
         assert status == 2 and "Traceback" not in output, output
         assert "Read-only file system" in output.splitlines()[-1]
     assert there == sorted(file.name for file in folder.iterdir())
+
+
+def test_only_the_programs_own_temporary_files_are_removed(tmp_path, capsys):
+    """Files of the user's own stay, whatever their names."""
+    own = [".notes.of.mine", ".state_backup.pt.2024", ".latest.png.backup", ".a.b.c"]
+    half = [".state_000000003.pt.0a1b2c3d", ".run.json.deadbeef", ".latest.png.00000000",
+            ".rgb2normal_consistency.pth.12345678"]  # fmt: skip
+    for name in (*own, *half):
+        (tmp_path / name).write_text("")
+    state = {"columns": {}, "start": {}, "training": None, "logger": {}, "bad": {}}
+    save_state(tmp_path, 1, state)
+    assert load_state(tmp_path) == state
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*own, "state_000000001.pt"])

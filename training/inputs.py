@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from files import sha256
 from loading.packs import PACK_INDEX, PACKED
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
@@ -27,15 +28,6 @@ def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
             for name, part in parts.items()
         },
     }
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    try:
-        with open(file, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {reason_of(error)}") from None
 
 
 def views_digest(part: Part) -> str:
