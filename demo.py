@@ -21,7 +21,7 @@ from measuring.prediction import (
 )
 from measuring.result_files import endings, has_colours, write_results
 from precision import check_precision, forward_only
-from utils import also_called, check_one_of, check_positive, command_line, read_job
+from utils import also_called, check_one_of, check_positive, command_line, log, read_job
 
 __all__ = ["main", "predict"]
 
@@ -79,7 +79,7 @@ def main(
     chosen = choose_networks(task, checkpoint=checkpoint, model=model, models_dir=models_dir)
     predictor = load_predictor(task, chosen, device)
     check_size(predictor, size)
-    print(chosen.note)
+    log.info("%s", chosen.note)
     folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
     write_predictions(
         images, predictor, task, folder, size=size, compare=compare, precision=precision,
