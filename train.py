@@ -186,7 +186,7 @@ def fit(
     try:
         # ---- resume, or validate the initial network ----
         if output.training:
-            trainer.load_state_dict(output.training)
+            output.restore(trainer)
             if trainer.done:
                 log.info("the run in %s has already taken all its steps", output.folder)
         else:

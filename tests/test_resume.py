@@ -475,9 +475,13 @@ def spoil(file: Path, how: str) -> None:
     file.write_bytes(data)
 
 
+def state_of(weights: torch.Tensor) -> dict:
+    return {"columns": {}, "start": {"w": weights}, "training": None, "logger": {}, "bad": {}}
+
+
 @pytest.mark.parametrize("how", ["cut", "empty", "a bit", "noise"])
 def test_a_damaged_state_is_passed_over_with_a_word(tmp_path, capsys, how):
-    states = {number: {"weights": torch.full((50, 50), float(number))} for number in (1, 2, 3)}
+    states = {number: state_of(torch.full((50, 50), float(number))) for number in (1, 2, 3)}
     for number, state in states.items():
         save_state(tmp_path, number, state)
     spoil(tmp_path / "state_000000003.pt", how)
@@ -498,9 +502,9 @@ def test_a_damaged_state_is_passed_over_with_a_word(tmp_path, capsys, how):
 
 
 def test_a_pipe_as_state_or_record_does_not_hang(tmp_path, capsys):
-    save_state(tmp_path, 1, {"weights": torch.zeros(3)})
+    save_state(tmp_path, 1, state_of(torch.zeros(3)))
     os.mkfifo(tmp_path / "state_000000002.pt")
-    assert equal(load_state(tmp_path), {"weights": torch.zeros(3)})
+    assert equal(load_state(tmp_path), state_of(torch.zeros(3)))
     assert "cannot be read: it is a pipe or a device, not a file" in capsys.readouterr().err
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(UserError, match="cannot read .*run.json: it is a pipe or a device"):
@@ -604,7 +608,32 @@ def test_only_the_programs_own_temporary_files_are_removed(tmp_path, capsys):
             ".rgb2normal_consistency.pth.12345678"]  # fmt: skip
     for name in (*own, *half):
         (tmp_path / name).write_text("")
-    state = {"columns": {}, "start": {}, "training": None, "logger": {}, "bad": {}}
+    state = state_of(torch.zeros(3))
     save_state(tmp_path, 1, state)
-    assert load_state(tmp_path) == state
+    assert equal(load_state(tmp_path), state)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*own, "state_000000001.pt"])
+
+
+def other_network(state):
+    state["training"]["target"] = {"weight": torch.ones(3)}
+
+
+def no_optimizer(state):
+    del state["training"]["optimizer"]
+
+
+def other_progress(state):
+    state["training"]["progress"] = {"epoch": 1, "steps": 2}
+
+
+@pytest.mark.parametrize("edit", [other_network, no_optimizer, other_progress])
+def test_a_state_of_another_run_is_one_sentence(stopped, edit):
+    runs, _, _ = stopped
+    folder = runs.of("parts")
+    file = max(folder.glob("state_*.pt"))
+    state = torch.load(file, weights_only=True)
+    edit(state)
+    torch.save(state, file)
+    status, output = runs.resume("parts", "example_normal").finish()
+    assert status == 2 and "Traceback" not in output, output
+    assert "is not one of this run" in output.splitlines()[-1]

@@ -18,6 +18,7 @@ from training.progress_pictures import Pictures
 from training.run_folder import write_record
 from training.states import RunState, load_state, save_state
 from transfers import Scale
+from utils import UserError, reason_of
 
 # The entries of run.json that each checkpoint records too.
 MADE_BY = "command", "config", "seed", "epochs", "steps_per_epoch", "lr"
@@ -94,6 +95,15 @@ class RunOutput:
                 "columns": self.columns, "start": self.start, "training": self.training,
                 "logger": self.logger.state_dict(), "bad": bad,
             })  # fmt: skip
+
+    def restore(self, trainer: Trainer) -> None:
+        """Restore the trainer from the last saved state. Raises UserError if it does not fit."""
+        try:
+            trainer.load_state_dict(self.training or {})
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the last state in {self.folder} is not one of this run: {reason_of(error)}"
+            ) from None
 
     def save_epoch(self, trainer: Trainer, checkpoint: Path, scale: Scale) -> None:
         """Save the network, also as the best if it improved, and draw the pictures."""

@@ -1,5 +1,6 @@
 """The saved states from which a run resumes: written atomically, checked on reading."""
 
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -104,7 +105,13 @@ def _read_state(file: Path) -> RunState:
     check_regular(file)
     with zipfile.ZipFile(file) as archive:
         check_sums(archive)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its text advises to run code from the file
+        raise ValueError("it holds something else than values and tensors") from None
+    if not isinstance(state, dict) or set(state) != set(RunState.__annotations__):
+        raise ValueError("it is not what a run saves")
+    return RunState(**state)  # type: ignore[typeddict-item]
 
 
 def _states(folder: Path) -> list[Path]:
