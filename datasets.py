@@ -135,7 +135,9 @@ class TaskDataset(Dataset):
         most_common = Counter(sizes.values()).most_common(1)
         for path, size in sizes.items():
             if size != most_common[0][0]:
-                text = "it is {} × {} pixels, most of its view are {} × {}"
+                text = (
+                    "it is {} × {} pixels, other files of its view are {} × {}: they must be equal"
+                )
                 reasons.setdefault(path, text.format(*size, *most_common[0][0]))
         if reasons:
             raise BadView(reasons)

@@ -149,16 +149,19 @@ class Sources:
         if path is None:
             places = " and ".join(map(str, self.models_dirs))
             train = f"python -m scripts.train_edges {needed_by or transfer.name} {self.arguments}"
-            shipped = ""
+            ways = [
+                f"train the missing networks with `{train.strip()}`",
+                "fetch the published ones with tools/download_models.sh",
+                "name another folder with `models_dir`",
+            ]
             if SHIPPED not in self.models_dirs and (SHIPPED / transfer.checkpoint).is_file():
-                shipped = (
-                    f", or take the small networks shipped with the project, trained on rendered "
-                    f"rooms, with `models_dir` {_relative(SHIPPED)}"
-                )
+                ways.insert(0, (
+                    f"take the small networks shipped with the project, trained on rendered rooms "
+                    f"(`models_dir` {_relative(SHIPPED)})"
+                ))  # fmt: skip
             raise UserError(
                 f"no checkpoint {transfer.checkpoint} ({transfer.source} → {transfer.target}) in "
-                f"{places}: train it with `{train.strip()}`, fetch it with "
-                f"tools/download_models.sh, name its folder with `models_dir`{shipped}"
+                f"{places}. Ways on: {'; '.join(ways)}"
             )
         return path
 
@@ -199,21 +202,28 @@ def settle(
     given_dirs = _named_data(job, data_dirs)
     folders = [_rooms(job, quiet)] if given_dirs is None else given_dirs
     install_dir = Path(models_dir) if models_dir is not None else job.models_dir / TRAINED
+    if installs and install_dir.resolve() == SHIPPED:  # which is part of the project
+        install_dir = job.models_dir / TRAINED
     if installs:  # fail now rather than after hours of training
         check_writable(install_dir)
     elif models_dir is not None and not install_dir.is_dir():
         raise UserError(f"no models folder {models_dir}")
     shipped = find_scale(SHIPPED, TRANSFERS.values())
     fallback = shipped if shipped and given_dirs is None else Scale()
-    own = [install_dir] if models_dir is not None else own_models(job)
+    own = [Path(models_dir)] if models_dir is not None else own_models(job)
     chosen = (_first_scale(own) or fallback).with_overrides(*scale)
     models_dirs = own + ([SHIPPED] if models_dir is None and chosen == shipped else [])
+    arguments = _arguments(data_dirs, models_dir, scale)
+    return Sources(folders, models_dirs, chosen, given_dirs is None, install_dir, arguments)
+
+
+def _arguments(
+    data_dirs: Sequence[str] | None, models_dir: str | None, scale: tuple[int | None, ...]
+) -> str:
+    """Return the command-line arguments that choose these sources."""
     given: dict[str, object] = {"data_dirs": data_dirs, "models_dir": models_dir}
     given |= dict(zip(("image_size", "width", "levels"), scale, strict=True))
-    return Sources(
-        folders, models_dirs, chosen, given_dirs is None, install_dir,
-        shlex.join(as_arguments(given)),
-    )  # fmt: skip
+    return shlex.join(as_arguments(given))
 
 
 def own_models(job: Job) -> list[Path]:
@@ -285,4 +295,5 @@ def settle_measuring(
     chosen = (_first_scale(own) or Scale()).with_overrides(*scale)
     folders = own + ([SHIPPED] if models_dir is None and chosen == shipped else [])
     log.info("networks: %s, weights from %s", chosen, ", then ".join(map(str, folders)))
-    return Sources([], folders, chosen, embedded=False, install_dir=models)
+    arguments = _arguments(None, models_dir, scale)
+    return Sources([], folders, chosen, False, models, arguments)

@@ -133,7 +133,7 @@ def train(
     record = plan.record() | describe(options, objective, sources, parts, files, losses, ranks)
     record |= {"device": str(device), "batch_size": batch_size}
     if resumed:
-        check_unchanged(folder, record, options.run.resume_anyway)
+        check_unchanged(folder, record, parts, options.run.resume_anyway)
     if ranks.first:
         log.info("%s", announcement(options, objective, plan, sources, parts, record, folder))
     windows = visdom_windows(options, objective) if ranks.first else None

@@ -276,7 +276,8 @@ def logged_to_console(main: Callable) -> Iterator[None]:
 def help_text(main: Callable, program: str) -> str:
     """Return the text of --help: the docstring of `main` with "Args:" as a list of arguments.
 
-    A flag's default value is appended unless its text already contains the word "default".
+    Parameter names in backticks become flags. A flag's default value is appended unless its text
+    already contains the word "default".
     """
     description, _, arguments = (inspect.getdoc(main) or "").partition("\nArgs:\n")
     entries = re.split(r"^    (?=\w+: )", arguments, flags=re.MULTILINE)[1:]
@@ -304,7 +305,7 @@ def help_text(main: Callable, program: str) -> str:
         lines.append(
             textwrap.fill(text, 98, initial_indent=f"  {head:<26}", subsequent_indent=" " * 28)
         )
-    return "\n".join([usage, "", description.rstrip(), "", *lines])
+    return _with_flags("\n".join([usage, "", description.rstrip(), "", *lines]), main)
 
 
 def accepted(main: Any) -> dict[str, set[type]]:
@@ -466,6 +467,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: 1 view, 2 views."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,8 @@ ODD_SHARE = 0.1  # share of odd pixels to report; smaller shares occur at the ed
 # Minimum agreement of normals with the gradient of depth (see `_axes`). It is 0.93 or more for
 # the rooms and for Taskonomy.
 AXES_AGREE = 0.5
+ENOUGH = 4  # views of a building that tell the direction of its normals
+TILT = 0.1  # mean difference of y between the halves of a picture that tells up from down
 
 
 class Finding(NamedTuple):
@@ -36,12 +38,13 @@ class Checked(NamedTuple):
     `findings` are the problems of each domain. `shares` are the shares of pixels with the
     values 0 and 65535, for 16-bit domains. `axes` (2, 2) is the agreement in sign of red and
     green normals (rows) with the gradient of depth to the right and down (columns). It is
-    None unless the view has both domains.
+    None unless the view has both domains. `tilt` is described in `_tilt`.
     """
 
     findings: dict[str, list[Finding]]
     shares: dict[str, tuple[float, float]]
     axes: np.ndarray | None
+    tilt: tuple[float, float] | None = None
 
 
 def check_view(job: tuple[View, Sequence[str]]) -> Checked:
@@ -65,10 +68,12 @@ def check_view(job: tuple[View, Sequence[str]]) -> Checked:
     most_common = Counter(sizes.values()).most_common(1)
     for name, size in sizes.items():
         if size != most_common[0][0]:
-            text = "{} × {} pixels, most of its view {} × {}".format(*size, *most_common[0][0])
+            text = "{} × {} pixels, other files of its view {} × {}: they must be equal".format(
+                *size, *most_common[0][0]
+            )
             findings[name].append(Finding("odd", str(view.path(TASKS[name])), text))
     sound = {name: values for name, values in pixels.items() if not findings[name]}
-    return Checked(findings, shares, _axes(sound))
+    return Checked(findings, shares, _axes(sound), _tilt(sound))
 
 
 def _read(path: str) -> tuple[np.ndarray, str]:
@@ -123,10 +128,6 @@ def _normal_oddities(values: np.ndarray) -> Iterator[str]:
     wrong = float((abs(lengths - 1) > LENGTH_TOLERANCE).mean())
     if wrong > ODD_SHARE:
         yield f"{wrong:.0%} of the normals are not of length 1 (mean {lengths.mean():.2f})"
-    # a wide view of a floor may have a few such pixels, hence the high threshold
-    away = float((vectors[valid][:, 2] > 0.2).mean())
-    if away > 0.5:
-        yield f"{away:.0%} of the normals point away from the camera: blue is another axis?"
 
 
 def _axes(pixels: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -153,6 +154,50 @@ def _axes(pixels: dict[str, np.ndarray]) -> np.ndarray | None:
                      for component, size in zip(components, sizes, strict=True)])  # fmt: skip
 
 
+def direction_findings(place: Place, checked: Iterable[Checked]) -> list[Finding]:
+    """Check whether a building's normals point up and towards the camera where they should.
+
+    In most pictures of rooms the lower half shows more floor, whose normals point up (green near
+    0), and the upper half more ceiling. A surface can only be seen from its front (blue ≤ 128).
+    """
+    tilts = [view.tilt for view in checked if view.tilt is not None]
+    if len(tilts) < ENOUGH:
+        return []
+    down, away = np.mean(tilts, axis=0)
+    inverted = [c for c, wrong in (("green", down < -TILT), ("blue", away > 0.5)) if wrong]
+    if not inverted:
+        return []
+    both = " and ".join(inverted)
+    what = {"green": "y points up", "blue": "z points towards the camera"}
+    said = " and ".join(what[colour] for colour in inverted)
+    text = f"it looks as if {said}: then invert {both} in all files (docs/encodings.md)"
+    return [Finding("odd", _folder(place), text)]
+
+
+def _tilt(pixels: dict[str, np.ndarray]) -> tuple[float, float] | None:
+    """Return two properties of a view's normals.
+
+    They are the mean of their y in the upper half minus that in the lower half (positive if y
+    points down, as it should), and the share of normals that point away from the camera.
+    """
+    normal = pixels.get("normal")
+    if normal is None or normal.ndim != 3 or min(normal.shape[:2]) < 4:
+        return None
+    vectors, valid = _vectors(normal)
+    middle = len(normal) // 2
+    halves = [vectors[part][..., 1][valid[part]] for part in (slice(middle), slice(middle, None))]
+    if not all(half.size for half in halves):
+        return None
+    away = float((vectors[valid][:, 2] > 0.2).mean())
+    return float(halves[0].mean() - halves[1].mean()), away
+
+
+def _folder(place: Place) -> str:
+    """Return the folder of a building's normals; a list of views has none of its own."""
+    listed = place.layout == LISTED
+    return str(place.data_dir if listed else place.view("").path(TASKS["normal"]).parent)
+
+
 def axes_findings(place: Place, checked: Iterable[Checked]) -> list[Finding]:
     """Check the axes of a building's normals against depth, averaged over its views."""
     agreements = [view.axes for view in checked if view.axes is not None]
@@ -170,6 +215,4 @@ def axes_findings(place: Place, checked: Iterable[Checked]) -> list[Finding]:
             for (colour, right, wrong), agreement in zip(directions, axes.diagonal(), strict=True)
             if agreement < AXES_AGREE
         ]
-    listed = place.layout == LISTED  # such a list has no folder of a building
-    folder = str(place.data_dir if listed else place.view("").path(TASKS["normal"]).parent)
-    return [Finding("odd", folder, f"{text}, by the slopes of depth") for text in texts]
+    return [Finding("odd", _folder(place), f"{text}, by the slopes of depth") for text in texts]

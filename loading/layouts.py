@@ -315,7 +315,8 @@ def no_views(data_dirs: Sequence[str | Path], tasks: Sequence[ImageTask] = ()) -
 
     `tasks` are the domains that are needed; by default those that most programs read.
     """
-    text = f"no views under {', '.join(map(str, data_dirs))} in a layout known here (docs/data.md)"
+    folders = ", ".join(map(str, data_dirs))
+    text = f"no views under {folders} in a layout known here (docs/data.md; lists are read too)"
     hint = what_lies_there(data_dirs, tasks or [TASKS["rgb"], TASKS["normal"]])
     return UserError(f"{text}: {hint}" if hint else text)
 

@@ -126,6 +126,11 @@ class ViewList:
         for split, building in [key for key in self._views if key[1] in shared]:
             self._views[split, f"{building} ({split})"] = self._views.pop((split, building))
 
+    @property
+    def domains(self) -> list[str]:
+        """The columns that are domains."""
+        return [column for column in self._columns if column not in EXTRA]
+
     def places(self) -> list[tuple[str, str]]:
         """Return the buildings as (split, building), sorted."""
         return sorted(self._views)
@@ -138,7 +143,7 @@ class ViewList:
 
     def why_missing(self, task: ImageTask) -> str:
         """Return why views lack a domain: no such column, or the first line without a file."""
-        columns = [c for c in self._columns if c not in EXTRA]
+        columns = self.domains
         if all(TASKS[column].folder != task.folder for column in columns):
             return f"{self.path} has no column {task.folder} (it has: {', '.join(columns)})"
         for line, files in sorted(v for views in self._views.values() for v in views.values()):

@@ -47,7 +47,7 @@ def choose_networks(
         if model is not None or models_dir is not None:
             raise UserError("`checkpoint` names the networks: give no `model` and no `models_dir`")
         paths = _given(task, [Path(entry) for entry in checkpoint])
-        return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}")
+        return Choice(paths, f"networks: {_listed(paths)}")
     if model == "rooms" and models_dir is not None:
         raise UserError("`model` rooms are those shipped with the project: no `models_dir`")
     folders = [Path(models_dir)] if models_dir is not None else own_models(read_job())
@@ -58,7 +58,7 @@ def choose_networks(
             _log_passed_over(folder, task, paths, variants)
     if paths:
         rest = f" (there is no {missing})" if missing else ""
-        return Choice(paths, f"networks: {', '.join(map(str, paths.values()))}{rest}")
+        return Choice(paths, f"networks: {_listed(paths)}{rest}")
     shipped = _variants_in([DEMO_MODELS], TARGETS[task], variants)
     if shipped and (model is None and models_dir is None or model == "rooms"):
         stands_in = model is None
@@ -69,6 +69,10 @@ def choose_networks(
         )
         return Choice(shipped, note, stands_in)
     raise UserError(f"no {missing.replace(', ', ' or ')} in {folders[0]}: {_ways(task)}")
+
+
+def _listed(paths: dict[str, Path]) -> str:
+    return ", ".join(f"{label} {path}" for label, path in paths.items())
 
 
 def _ways(task: str) -> str:
@@ -94,11 +98,13 @@ def _given(task: str, entries: Sequence[Path]) -> dict[str, Path]:
         if others and _suffix(file, TARGETS[task]) is None:
             raise UserError(f"{file} is a network rgb → {others[0]}: `task` {others[0]} shows it")
     labels = [_label(file, task) for file in files]
-    if len(set(labels)) < len(labels):
-        labels = [f"{file.resolve().parent.name}_{_label(file, task)}" for file in files]
-    if len(set(labels)) < len(labels):
+    if len({file.resolve() for file in files}) < len(files):
         raise UserError(f"`checkpoint` names a network twice: {', '.join(map(str, files))}")
-    return dict(zip(labels, files, strict=True))
+    paths: dict[str, Path] = {}
+    for label, file in zip(labels, files, strict=True):
+        number = 1 + sum(other == label for other in labels[: len(paths)])
+        paths[f"{label}_{number}" if number > 1 else label] = file
+    return paths
 
 
 def _files_of(task: str, entry: Path) -> list[Path]:
@@ -130,6 +136,17 @@ def _label(file: Path, task: str) -> str:
     """
     suffix = _suffix(file, TARGETS[task])
     return file.stem if suffix is None else suffix.removeprefix("_") or "baseline"
+
+
+def for_task(task: str, checkpoint: Sequence[str | Path]) -> list[Path]:
+    """Return those of the given files and folders that have a network of the task, by name."""
+    target = TARGETS[task]
+    return [
+        entry
+        for entry in map(Path, checkpoint)
+        if _suffix(entry, target) is not None
+        or any(_suffix(file, target) is not None for file in entry.glob("rgb2*.pth"))
+    ]
 
 
 # ---- the models folder --------------------------------------------------------------

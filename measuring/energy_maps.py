@@ -13,7 +13,7 @@ from colouring import Limits, coloured, look_of, mapped, numbers
 from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
 from graph import TaskGraph, edges_of
 from measuring.consistency_energy import UNLABELLED, energy_graph
-from measuring.demo_networks import TARGETS, Choice, choose_networks
+from measuring.demo_networks import TARGETS, Choice, choose_networks, for_task
 from measuring.prediction import load_predictor
 from pictures import Ball, Bar, Column, page
 from sources import Sources
@@ -48,21 +48,37 @@ def resized(values: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(values, size=tuple(size), mode="bilinear", antialias=True)
 
 
-def shown_networks(models_dir: str | None, device: torch.device) -> dict[Edge, AtSize]:
+def shown_networks(
+    models_dir: str | None, checkpoint: Sequence[str] | None, device: torch.device
+) -> dict[Edge, AtSize]:
     """Return the networks from rgb that the demo shows, trained with consistency if there are.
 
-    A target for which the demo has no networks in `models_dir` is left out.
+    Those in `checkpoint`, files or folders, take the place of others. A target for which the
+    demo has no networks in `models_dir` is left out. Logs the file of each. Raises UserError if
+    nothing in `checkpoint` is a network rgb → normal, depth or reshading by its name.
     """
+    given = {task: for_task(task, checkpoint or ()) for task in TARGETS}
+    if checkpoint and not any(given.values()):
+        raise UserError(
+            f"`checkpoint` {','.join(checkpoint)}: no file rgb2normal….pth, rgb2depth….pth or "
+            f"rgb2reshading….pth there"
+        )
     found = {}
     for task, target in TARGETS.items():
         try:
-            chosen = choose_networks(task, models_dir=models_dir)
+            if given[task]:
+                chosen = choose_networks(task, checkpoint=given[task])
+            else:
+                chosen = choose_networks(task, models_dir=models_dir)
         except UserError:
+            if given[task]:
+                raise
             continue
         label = "consistency" if "consistency" in chosen.paths else next(iter(chosen.paths))
         one = Choice({label: chosen.paths[label]}, chosen.note)
         shown = load_predictor(task, one, device)
         found["rgb", target] = AtSize(shown.networks[label], shown.scales[label].image_size)
+        log.info("networks: rgb → %s from %s (%s)", task, chosen.paths[label], shown.scales[label])
     return found
 
 
@@ -72,8 +88,7 @@ def map_graph(
     """Return the graph of the straight path and the paths through each domain.
 
     It consists of the networks in `shown` and, for the other edges, of those of `sources`. Each
-    works at its own image size. Also returns the size of the images to give it. Logs a line if
-    the sizes differ.
+    works at its own image size. Also returns the size of the images to give it.
     """
     size = sources.scale.image_size
     others = energy_graph(UNLABELLED, sources, device, STRAIGHT_LOSSES, shown)
@@ -81,11 +96,7 @@ def map_graph(
     graph = TaskGraph(
         {edge: shown.get(edge) or AtSize(others.network(edge), size) for edge in edges}
     )
-    sizes = {network.size for network in shown.values()} - {size}
-    if sizes:
-        targets = ", ".join(target for _, target in shown)
-        log.info("networks: from rgb to %s those of the demo, of image size %s", targets,
-                 ", ".join(map(str, sorted(sizes))))  # fmt: skip
+    sizes = {network.size for network in shown.values()}
     return graph.to(device), max([size, *sizes])
 
 

@@ -70,10 +70,12 @@ class ImageFiles:
                 bar.update(len(batch))
 
     def summary(self, folder: Path) -> int:
-        """Log the numbers of images. Returns the exit status: 1 if some could not be read."""
+        """Log the numbers of images. Returns the exit status: 1 if some could not be read, 2 if
+        none could.
+        """
         log.info(
             "%s of %s images → %s", len(self.paths) - len(self.failed), len(self.paths), folder
         )
         if self.failed:
             log.error("%s could not be read", len(self.failed))
-        return 1 if self.failed else 0
+        return 2 if len(self.failed) == len(self.paths) else 1 if self.failed else 0

@@ -13,12 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
-from loading.file_checks import Checked, Finding, axes_findings, check_view
+from loading.file_checks import Checked, Finding, axes_findings, check_view, direction_findings
 from loading.layouts import Place, View, add_layouts, find_places, hints_of, no_views
-from loading.view_lists import LISTED
+from loading.view_lists import LISTED, find_list
 from tables import text_table
 from task_configs import TASKS, ImageTask, get_task
-from utils import UserError, also_called, check_positive, command_line, evenly_spaced
+from utils import UserError, also_called, check_positive, command_line, counted, evenly_spaced
 
 
 @also_called(workers="num_workers")
@@ -64,7 +64,7 @@ def main(
     tasks = [task for task in tasks if task not in absent]
     if not tasks:
         raise no_views([data_dir], absent if domains else ())
-    print(f"{data_dir}: {len(places)} buildings, layout {places[0].layout!r}")
+    print(f"{data_dir}: {counted(len(places), 'building')}, layout {places[0].layout!r}")
     misnamed = _print_absent(data_dir, absent, bool(domains))
 
     jobs = [
@@ -79,8 +79,7 @@ def main(
         for (view, _), checked in zip(jobs, _in_processes(jobs, num_workers), strict=True):
             results[place_of[view.part, view.building]].append(checked)
             bar.update()
-    wrong = _report(tasks, names, results, show, table)
-    if wrong or misnamed:
+    if _report(tasks, names, results, show, table, misnamed):
         sys.exit(1)
 
 
@@ -104,10 +103,17 @@ def _tasks(domains: list[str] | None) -> list[ImageTask]:
 def _print_absent(data_dir: str, absent: list[ImageTask], asked_for: bool) -> int:
     """Print the domains without files, and what lies there instead. Returns the number of these.
 
-    A domain counts if it was `asked_for`, or if files of it lie there under another name.
+    A domain counts if it was `asked_for`, if files of it lie there under another name, if a list
+    has a column of it, or if it is rgb, which all training reads.
     """
     hints = hints_of(data_dir, absent)
-    wrong = {t: hint for t, hint in hints.items() if asked_for or "did you mean" in hint}
+    listed = find_list(data_dir)
+    columns = listed.domains if listed else ()
+    wrong = {
+        t: hint
+        for t, hint in hints.items()
+        if asked_for or "did you mean" in hint or t.folder in columns or t.name == "rgb"
+    }
     for task, hint in wrong.items():
         print(f"missing: {task}{hint and ': '}{hint}")
     if others := [str(task) for task in absent if task not in wrong]:
@@ -138,12 +144,16 @@ def _report(
     results: dict[Place, list[Checked]],
     show: int,
     table: bool,
+    absent: int,
 ) -> int:
-    """Print what is wrong, the table if wanted, and a summary. Returns the number of problems."""
+    """Print what is wrong, the table if wanted, and a summary. Returns the number of problems.
+
+    `absent` is the number of domains that lack all of their files, which are printed already.
+    """
     rows, listed, missing = [], [], []
     for place, checked in results.items():
         union = sorted(set().union(*names[place].values()))
-        axes = axes_findings(place, checked)
+        axes = axes_findings(place, checked) or direction_findings(place, checked)
         building = "/".join(filter(None, (place.part, place.building)))
         for task in tasks:
             findings = [f for view in checked for f in view.findings.get(task.name, ())]
@@ -166,10 +176,16 @@ def _report(
         print(f"and {len(listed) - show} more (--show {len(listed)} names them all)")
     gone, opened = sum(len(lacking) for _, _, lacking, _ in missing), sum(int(r[4]) for r in rows)
     views = sum(len(set().union(*by_task.values())) for by_task in names.values())
-    print(f"{views} views of {len(tasks)} domains ({', '.join(map(str, tasks))}): "
-          f"{sum(int(row[2]) for row in rows)} files there, {opened} opened")  # fmt: skip
-    wrong = len(listed) + gone
-    print(f"{gone} files missing, {len(listed)} broken or odd" if wrong else "nothing is wrong")
+    print(f"{counted(views, 'view')} of {counted(len(tasks), 'domain')} "
+          f"({', '.join(map(str, tasks))}): {counted(sum(int(row[2]) for row in rows), 'file')} "
+          f"there, {opened} opened")  # fmt: skip
+    wrong = len(listed) + gone + absent
+    if wrong:
+        parts = [f"{counted(absent, 'domain')} missing"] if absent else []
+        parts += [f"{counted(gone, 'file')} missing", f"{len(listed)} broken or odd"]
+        print(", ".join(parts))
+    else:
+        print("nothing is wrong")
     return wrong
 
 

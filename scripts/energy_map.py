@@ -36,7 +36,15 @@ from pictures import write_png
 from precision import check_precision, forward_only
 from sources import settle_measuring
 from transfers import FULL_SIZE
-from utils import also_called, check_positive, command_line, evenly_spaced, folding_flags, read_job
+from utils import (
+    UserError,
+    also_called,
+    check_positive,
+    command_line,
+    evenly_spaced,
+    folding_flags,
+    read_job,
+)
 
 SAMPLE = 64  # images, at most, that set the common scale
 
@@ -50,6 +58,7 @@ def main(
     per_path: bool = False,
     white: float | None = None,
     statistics: str | None = None,
+    checkpoint: list | None = None,
     networks: NetworkOptions,
 ) -> None:
     """Draw the consistency energy of each pixel, and lay it over the image: bright = distrust.
@@ -73,6 +82,8 @@ def main(
             there are more; printed).
         statistics: the output_dir of a labelled run of scripts.energy_calc: each domain's
             disagreement is standardised by it before the mean, as the energy of images is.
+        checkpoint: networks to measure in place of the demo's, comma-separated: checkpoint files
+            or runs' folders, as of demo.py.
     """
     images = ImageFiles(img_path)
     check_positive(batch_size=networks.batch_size, white=white)
@@ -86,7 +97,9 @@ def main(
         check_networks(reference, sources, Path(str(statistics)))
     device = choose_device()
     as_calculated = reference is not None or any(networks.scale)
-    shown = {} if as_calculated else shown_networks(networks.models_dir, device)
+    if as_calculated and checkpoint:
+        raise UserError("`checkpoint` excludes `statistics`, `image_size`, `width` and `levels`")
+    shown = {} if as_calculated else shown_networks(networks.models_dir, checkpoint, device)
     graph, size = map_graph(sources, shown, device)
     measured = partial(measure, graph, size, images, networks, per_path, reference)
     write_maps(images, measured, folder, white, per_path, reference is not None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rooms.sheet import write_sheet
 from rooms.writing import VIEWS_PER_POINT, chosen_buildings, make_rooms, view_paths
-from utils import UserError, check_positive, command_line, read_job
+from utils import UserError, check_positive, command_line, log, read_job
 
 
 def main(
@@ -35,7 +35,8 @@ def main(
         image_size: pixels of the images' side.
         seed: another seed gives other rooms.
         num_workers: processes (default: one a core).
-        buildings: only these, comma-separated (default: all of config/split_rooms.txt).
+        buildings: only these, comma-separated (default: all of config/split_rooms.txt). Another
+            name gives another building, which is in no part of that split.
         sheet: write a contact sheet of a few views into this PNG too.
         quiet: no progress bar.
     """
@@ -44,6 +45,9 @@ def main(
     )
     if seed < 0:
         raise UserError(f"`seed` has to be 0 or more, not {seed}")
+    if others := sorted(set(chosen_buildings(buildings)) - set(chosen_buildings(None))):
+        log.warning("%s: not in config/split_rooms.txt, so buildings of their own",
+                    ", ".join(others))  # fmt: skip
     folder = Path(output_dir) if output_dir else read_job().rooms_dir
     written = make_rooms(
         folder, views_per_building, image_size, seed, num_workers, buildings, quiet

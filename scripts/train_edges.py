@@ -8,18 +8,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from energy import energy_configs, get_config
 from graph import edges_of
-from loading.layouts import add_layouts
-from sources import settle
+from loading.layouts import add_layouts, find_places
+from sources import SHIPPED, settle
+from task_configs import get_task
 from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
-from utils import UserError, as_arguments, command_line, folding_flags, nearest, read_job
+from utils import (
+    ROOT,
+    UserError,
+    as_arguments,
+    command_line,
+    counted,
+    folding_flags,
+    nearest,
+    read_job,
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ def main(
     missing = [row for row in needed if again or sources.find(row) is None]
     print(f"{len(needed)} networks needed, {len(needed) - len(missing)} there, "
           f"{len(missing)} to train", flush=True)  # fmt: skip
+    _check_domains(missing, sources.data_dirs)
     start = time.monotonic()
     flags = asdict(options) | sources.scale.record() | {"quiet": True, "install": True}
     flags |= {"force": again, "models_dir": str(sources.install_dir)}
@@ -105,6 +117,23 @@ def main(
         f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s"
         + (f"; they are in {sources.install_dir}" if missing else "")
     )
+
+
+def _check_domains(rows: Sequence[Transfer], data_dirs: Sequence[Path]) -> None:
+    """Raise UserError, before anything is trained, if the data lack a domain of a network."""
+    places = [place for folder in data_dirs for place in find_places(folder)]
+    domains = dict.fromkeys(name for row in rows for name in row.edge)
+    absent = [n for n in domains if not any(p.view_files(get_task(n)) for p in places if
+                                            p.has(get_task(n)))]  # fmt: skip
+    stopped = [row.name for row in rows if set(row.edge) & set(absent)]
+    if stopped:
+        raise UserError(
+            f"{', '.join(map(str, data_dirs))} has no {', '.join(absent)}, which "
+            f"{counted(len(stopped), 'network')} of the {len(rows)} to train need "
+            f"({', '.join(stopped[:3])}{', …' if len(stopped) > 3 else ''}): train them on other "
+            f"data, or name a folder that has them with `models_dir` (the networks shipped with "
+            f"the project, trained on rendered rooms, are in {SHIPPED.relative_to(ROOT)})"
+        )
 
 
 def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:

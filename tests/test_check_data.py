@@ -94,12 +94,12 @@ def test_each_kind_of_fault_is_found_and_named(check, views):
     for path, spoil in faults.items():
         spoil(path)
     status, output = check()
-    assert status == 1 and "1 files missing, 11 broken or odd" in output
+    assert status == 1 and "1 file missing, 11 broken or odd" in output
     said = {line.partition(": ")[2]: line.partition(":")[0] for line in output.splitlines()}
     expected = {
         0: (DEPTH, "mode L, not 16-bit grey"), 1: (DEPTH, "8-bit values in a 16-bit file"),
         2: (DEPTH, "are 0, where holes are 65535"), 3: (DEPTH, "nothing but holes"),
-        4: (NORMAL, "not of length 1"), 5: (NORMAL, "32 × 32 pixels, most of its view 64 × 64"),
+        4: (NORMAL, "not of length 1"), 5: (NORMAL, "32 × 32 pixels, other files of its view 64 × 64"),
         6: (NORMAL, ""), 7: (NORMAL, "mode L, not 8-bit colour"), 8: (RGB, ""),
         9: (RGB, "one colour all over"), 11: (NORMAL, "nothing but holes"),
     }  # fmt: skip
@@ -113,7 +113,7 @@ def test_each_kind_of_fault_is_found_and_named(check, views):
     "axes, said",
     [((1, 0, 2), "red and green are swapped"), ((2, 1, 0), "red is not the axis that points right"),
      ("mirror", "red points left instead"), ("flip", "green points up instead"),
-     ("toward", "point away from the camera")],
+     ("toward", "z points towards the camera")],
 )  # fmt: skip
 def test_swapped_axes_are_found(check, views, axes, said):
     def changed(values: np.ndarray) -> np.ndarray:
@@ -168,3 +168,29 @@ def test_a_table_is_aligned():
         text_table(["a", "b", "count"], [["xx", "y", "3"]])
         == "a   b  count\n------------\nxx  y      3"
     )
+
+
+@pytest.mark.parametrize(
+    "colours, said",
+    [((1,), "it looks as if y points up: then invert green in all files"),
+     ((1, 2), "y points up and z points towards the camera: then invert green and blue"),
+     ((2,), "z points towards the camera: then invert blue")],
+)  # fmt: skip
+def test_the_direction_of_normals_is_told_once_a_building(rooms, tmp_path, run, colours, said):
+    """By rgb and normals alone, without depth to compare with."""
+    for source in (*rooms.glob("*_rgb"), *rooms.glob("*_normal")):
+        shutil.copytree(source, tmp_path / source.name)
+
+    def check():
+        return run(str(tmp_path), "--quiet", program="scripts.check_data", defaults=False)
+
+    assert check()[0] == 0
+    for file in tmp_path.glob("*_normal/normal/*.png"):
+        pixels = np.array(Image.open(file))
+        hole = (pixels == 128).all(axis=-1)
+        for colour in colours:
+            pixels[..., colour] = np.where(hole, 128, 255 - pixels[..., colour])
+        Image.fromarray(pixels).save(file)
+    status, output, _ = check()
+    assert status == 1
+    assert sum(said in line for line in output.splitlines()) == 4  # buildings

@@ -283,7 +283,7 @@ def test_mistakes_are_one_sentence(arguments, sentence, monkeypatch, capsys):
 
 def test_a_broken_file_alone(models, tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(b"")
-    assert run(tmp_path / "a.png", "normal", tmp_path / "out", models) == 1
+    assert run(tmp_path / "a.png", "normal", tmp_path / "out", models) == 2
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in"):
         run(tmp_path / "empty", "normal", tmp_path / "out", models)
@@ -415,9 +415,9 @@ def test_networks_of_two_runs_and_two_sizes(models, picture, tmp_path):
     demo.main(
         task="normal", img_path=str(tmp_path / "a.png"), output_dir=str(out), checkpoint=folders
     )
-    labels = "one_consistency", "two_baseline", "two_consistency"
+    labels = "baseline", "consistency", "consistency_2"
     assert sorted(p.name for p in out.glob("*.png")) == [f"a_normal_{n}.png" for n in labels]
-    for label, file in zip(labels[::2], (folders[0], folders[1]), strict=True):
+    for label, file in zip(labels[1:], folders, strict=True):
         file = Path(file) / "rgb2normal_consistency.pth"
         alone = np.asarray(to_image(demo.predict(picture, checkpoint=file))).astype(int)
         assert np.abs(alone - pixels(out / f"a_normal_{label}.png")).max() <= 1

@@ -312,7 +312,7 @@ def test_the_energy_is_of_the_networks_that_the_demo_shows(models, tmp_path, mon
     monkeypatch.setattr(demo_networks, "read_job", lambda: Job)
     monkeypatch.setattr(demo_networks, "DEMO_MODELS", tmp_path)
     cpu = torch.device("cpu")
-    shown = energy_maps.shown_networks(None, cpu)
+    shown = energy_maps.shown_networks(None, None, cpu)
     assert set(shown) == {("rgb", "normal"), ("rgb", "depth_zbuffer")}
     sources = Sources([], [models], SMALL, embedded=False, install_dir=models)
     graph, size = energy_maps.map_graph(sources, shown, cpu)
@@ -374,6 +374,25 @@ def test_flags_of_labelled_views_are_refused_for_images(config, flags, models, t
             energy_shift.main(output_dir=str(tmp_path), **flags)
         else:
             energy_calc.main(config, output_dir=str(tmp_path), **flags)
+
+
+def test_the_energy_of_a_runs_own_network(models, tmp_path, capsys):
+    """What a run has made is measured by naming its folder, beside the demo's others."""
+    larger = Scale(64, 8)
+    run = tmp_path / "run"
+    network = fill(TRANSFERS["rgb", "normal"].build(larger), everywhere="own.")
+    save_network(run / "rgb2normal_consistency.pth", network, larger)
+    energy_map.main(img_path=str(ROOT / "assets" / "room.png"), models_dir=str(models),
+                    output_dir=str(tmp_path / "map"), checkpoint=[str(run)])  # fmt: skip
+    said = capsys.readouterr().out
+    assert f"rgb → normal from {run / 'rgb2normal_consistency.pth'} ({larger})" in said
+    assert f"rgb → depth from {models}" in said
+    image = str(ROOT / "assets" / "room.png")
+    for checkpoint, sentence in (([str(tmp_path)], "no file rgb2normal"),
+                                 (["gone/rgb2normal.pth"], "no checkpoint gone")):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            energy_map.main(img_path=image, models_dir=str(models), checkpoint=checkpoint,
+                            output_dir=str(tmp_path / "map"))  # fmt: skip
 
 
 # ---- shift --------------------------------------------------------------------------

@@ -198,7 +198,8 @@ def four(run, tmp_path, networks):
 def test_all_programs_say_the_same_sentence(four, lay_out):
     folder = lay_out(lambda t, b, v, p: f"{b}_{t}/{v}_domain_{t}.png")
     sentence = (
-        f"error: no views under {folder} in a layout known here (docs/data.md): found "
+        f"error: no views under {folder} in a layout known here (docs/data.md; lists are read "
+        f"too): found "
         f"agate_rgb/point_0_view_0_domain_rgb.png, expected "
         f"agate_rgb/rgb/point_0_view_0_domain_rgb.png; did you mean to put it into a folder 'rgb'?"
     )

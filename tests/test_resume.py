@@ -241,7 +241,7 @@ def replace_network(data, models):
 def remove_view(data, models):
     for file in data.glob("agate_*/*/point_0_view_0_*"):
         file.unlink()
-    return "train has 7 views, then 8"
+    return "train has 7 views now and had 8 then"
 
 
 def overwrite_label(data, models):
@@ -605,7 +605,7 @@ def test_only_the_programs_own_temporary_files_are_removed(tmp_path, capsys):
     """Files of the user's own stay, whatever their names."""
     own = [".notes.of.mine", ".state_backup.pt.2024", ".latest.png.backup", ".a.b.c"]
     half = [".state_000000003.pt.0a1b2c3d", ".run.json.deadbeef", ".latest.png.00000000",
-            ".rgb2normal_consistency.pth.12345678"]  # fmt: skip
+            ".curves.png.6e915cb6", ".rgb2normal_consistency.pth.12345678"]  # fmt: skip
     for name in (*own, *half):
         (tmp_path / name).write_text("")
     state = state_of(torch.zeros(3))

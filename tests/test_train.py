@@ -281,7 +281,7 @@ def test_a_run_says_what_it_will_do_before_it_starts(run, networks, rooms):
     assert f"{rooms}; views: train 8, val 4, test 4" in block["data"]
     assert re.search(rf"normal2curvature.pth +{digest[:8]}  {networks}$", output, re.MULTILINE)
     assert "1 of the 2 perceptual ones" in block["losses"] and "curv, edge" in block["losses"]
-    for part in ("1 epoch × 2 steps, batch 4", "lr 3e-05 (default), constant (default)"):
+    for part in ("1 epoch × 2 steps, batch 4", "lr 3e-05 (default), constant rate (default)"):
         assert part in block["steps"], block
     assert (block["device"], block["results"]) == ("cpu, fp32", str(run_folder(results)))
     record = json.loads((run_folder(results) / "run.json").read_text())

@@ -159,5 +159,15 @@ def test_the_check_names_the_line_of_a_missing_file(run, table, write, tmp_path)
     (tmp_path / table[5][1][1]).unlink()
     path = write(",".join(NAMES), *(quoted(cells) for _, cells in table))
     status, output, _ = run(str(path), "--workers=1", program="scripts.check_data", defaults=False)
-    assert status == 1 and "1 files missing" in output
+    assert status == 1 and "1 file missing" in output
     assert f"{path}, line 7: there is no file {tmp_path / table[5][1][1]}" in output
+
+
+def test_a_column_whose_files_are_all_absent_is_wrong(write, table, run):
+    """Also rgb, which all training reads, where there is no column of it."""
+    lines = [quoted(["gone/" + cells[0], cells[1]]) for _, cells in table]
+    for path in (write("rgb,normal", *lines), write("normal", *(quoted(c[1:2]) for _, c in table),
+                                                    name="b.csv")):  # fmt: skip
+        status, output, _ = run(str(path), program="scripts.check_data", defaults=False)
+        assert status == 1 and "missing: rgb: " in output
+        assert output.splitlines()[-1].startswith("1 domain missing")

@@ -33,7 +33,7 @@ def announcement(
         f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}{_default(run.max_epochs)} × "
         f"{plan.steps_per_epoch} steps{_default(run.steps_per_epoch)}, "
         f"batch {record['batch_size']}{_default(run.batch_size)}{each}, "
-        f"lr {plan.lr:g}{_default(run.lr)}, {plan.schedule}{_default(run.schedule)}, "
+        f"lr {plan.lr:g}{_default(run.lr)}, {plan.schedule} rate{_default(run.schedule)}, "
         f"seed {plan.seed}"
     )
     lines = {

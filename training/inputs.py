@@ -10,7 +10,8 @@ from loading.packs import PACK_INDEX, PACKED
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
 
-EXAMINED = 100_000  # at most so many files of a part have their size and time recorded
+EXAMINED = 100_000  # at most so many files of a part are looked at
+SMALL = 256 * 2**20  # bytes of files up to which their contents are compared
 
 
 def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
@@ -18,8 +19,8 @@ def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
 
     `networks` are the checkpoints that were loaded, {transfer: file}. For each network,
     the record holds its file and SHA-256; for each part of the data the number of views and a
-    digest of their names and of the sizes and modification times of their files (of at most
-    100,000 evenly spaced ones). Raises UserError if a file cannot be read.
+    digest of their names and files (see `views_digest`). Raises UserError if a file cannot be
+    read.
     """
     return {
         "networks": {n: {"file": str(p), "sha256": sha256(p)} for n, p in networks.items()},
@@ -31,28 +32,44 @@ def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
 
 
 def views_digest(part: Part) -> str:
-    """Return a digest of the views' names and of the sizes and times of their files.
+    """Return a digest of the views' names and of their files.
 
-    It does not depend on where the data folder is.
+    It covers the files' contents if they have at most 256 MB in all, and otherwise the sizes and
+    modification times of at most 100,000 evenly spaced files. It does not depend on where the
+    data folder is.
     """
     digest = hashlib.sha256()
     for view in part.views:
         digest.update(repr((view.part, view.building, view.name)).encode())
+    files = files_of(part)
+    try:
+        statuses = {key: os.stat(path) for key, path in files.items()}
+        small = sum(status.st_size for status in statuses.values()) <= SMALL
+        for key, path in files.items():
+            status = statuses[key]
+            what = sha256(path) if small else f"{status.st_size} {status.st_mtime_ns}"
+            digest.update(f"{key[-1]} {what}".encode())
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {reason_of(error)}") from None
+    return digest.hexdigest()
+
+
+def files_of(part: Part) -> dict[tuple, Path]:
+    """Return at most `EXAMINED` files of evenly spaced views, {(view or folder, name): file}."""
     files: dict[tuple, Path] = {}
-    for view in evenly_spaced(part.views, EXAMINED // max(1, len(part.tasks))):
+    for view in evenly_spaced(part.views, max(1, EXAMINED // max(1, len(part.tasks)))):
         for task in part.tasks:
             if view.layout == PACKED:
                 for name in (PACK_INDEX, f"{task}.npy"):
                     files[view.data_dir, name] = Path(view.data_dir) / name
             else:
                 files[view, task.name] = view.path(task)
-    for key, path in files.items():
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {reason_of(error)}") from None
-        digest.update(f"{key[-1]} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+    return files
+
+
+def changed_since(part: Part, moment: float) -> Path | None:
+    """Return the first of the part's files that was modified after `moment`, or None."""
+    return next((p for p in files_of(part).values() if os.stat(p).st_mtime > moment), None)
 
 
 def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
@@ -73,7 +90,7 @@ def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
     for name, before in recorded["views"].items():
         after = now["views"].get(name, {"count": 0, "digest": ""})
         if before["count"] != after["count"]:
-            found.append(f"{name} has {after['count']} views, then {before['count']}")
+            found.append(f"{name} has {after['count']} views now and had {before['count']} then")
         elif before["digest"] != after["digest"]:
             found.append(f"views of {name} or their files have changed")
     return found

@@ -47,8 +47,8 @@ def build_graph(
             if options.networks.strict:
                 raise UserError(text) from None
             losses, left_out = without_edge(edge, losses, config)
-            log.error(
-                "WARNING: %s; LEFT OUT: %s (`strict` stops here, `no_imagenet` leaves it out "
+            log.warning(
+                "%s; LEFT OUT: %s (`strict` stops here, `no_imagenet` leaves it out "
                 "without trying)", text, ", ".join(left_out),
             )  # fmt: skip
             continue

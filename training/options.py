@@ -146,7 +146,8 @@ class RunOptions:
         seed: of the data's order, the choice of losses, fresh weights and augmentation.
         visualize: measure, draw the pictures and stop before training.
         resume: go on with the last run of this configuration, or with the run in the folder
-            named, exactly where its last state stood; the other flags are that run's.
+            named, exactly where its last state stood; the other flags are that run's, but
+            --max-epochs may be more.
         resume_anyway: go on even if networks or views have changed since the run began.
         save_every: save a state to go on from every so many steps (default: every epoch).
         results_dir: where the run's folder is made (default: results/ of the base folder).

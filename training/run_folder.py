@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from files import only_process_in, read_json, write_json
-from training.inputs import differences
+from training.data import Part
+from training.inputs import changed_since, differences
 from training.options import Options
 from utils import UserError, log
 
@@ -91,6 +92,9 @@ def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path
         except UserError as error:
             log.warning("passing over a run: %s", error)
             continue
+        arguments = record.get("arguments")
+        if isinstance(arguments, dict) and arguments.get("visualize"):
+            continue  # it only drew pictures
         if record.get("config") == name:
             runs[file.parent] = record.get("started"), file.stat().st_mtime
     if not runs:
@@ -157,19 +161,24 @@ def fits(value: object, types: set[type]) -> bool:
     return value is None or isinstance(value, tuple({*types, *([int] if float in types else [])}))
 
 
-def check_unchanged(folder: Path, record: Mapping, anyway: bool) -> None:
+def check_unchanged(folder: Path, record: Mapping, parts: Mapping[str, Part], anyway: bool) -> None:
     """Compare what a run in `folder` began with, its networks and views, with what is there now.
 
     `record` is the record as it would be written now. Raises UserError if they differ; with
     `anyway`, logs a warning instead.
     """
-    recorded = read_json(folder / RECORD).get("inputs")
+    before = read_json(folder / RECORD)
+    recorded, started = before.get("inputs"), before.get("started")
     if not isinstance(recorded, dict) or not {"networks", "views"} <= set(recorded):
         log.warning("%s does not record which networks and views it began with", folder)
         return
     if changed := differences(recorded, record["inputs"], record["trains"]):
         rest = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         text = f"the run in {folder} began with other inputs: {'; '.join(changed[:3])}{rest}"
+        if isinstance(started, float):
+            files = (changed_since(part, started) for part in parts.values())
+            if file := next(filter(None, files), None):
+                text += f" (changed since then: {file}, …)"
         if not anyway:
             raise UserError(f"{text} (`resume_anyway` goes on with those of now)")
         log.warning("%s", text)

@@ -16,6 +16,7 @@ KEPT = 2  # the number of states kept in a folder
 # What `write_atomically` calls a run's files until they are whole; other hidden files are not ours.
 TEMPORARY = re.compile(
     r"\.(state_\d{9}\.pt|not_finite(_\d+)?\.pt|(run|evaluation)\.json|(start|latest)(_\d+)?\.png"
+    r"|curves\.png"
     r"|\w+2\w+\.pth)\.[a-z0-9_]{8}"
 )
 
