@@ -102,10 +102,28 @@ def balance_gradients(
         raise UserError(f"`losses` has no {direct} (it has: {', '.join(names) or 'none'})")
     together = dist.is_available() and dist.is_initialized()
     ranks = Ranks(dist.get_rank(), dist.get_world_size()) if together else Ranks()
-    gradient, weights, _ = balanced_gradient(ranks.averaged(gradients), len(names), direct)
+    averaged = ranks.averaged(_unshared(gradients))
+    gradient, weights, _ = balanced_gradient(averaged, len(names), direct)
     for parameter, g in zip(trained, gradient, strict=True):
         parameter.grad = g if parameter.grad is None else parameter.grad + g
     return weights
+
+
+def _unshared(
+    gradients: Iterable[tuple[str, list[Tensor]]],
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Copy gradients that share memory, as those of a and b in a + b do.
+
+    What follows changes them in place.
+    """
+    for name, gradient in gradients:
+        seen: set[int] = set()
+        for i, g in enumerate(gradient):
+            place = g.untyped_storage().data_ptr()
+            if place in seen or 0 in g.stride():
+                gradient[i] = g.clone(memory_format=torch.contiguous_format)
+            seen.add(place)
+        yield name, gradient
 
 
 def _means(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +145,7 @@ def _summed(
                             f"{', '.join(losses)}")  # fmt: skip
         samples = max(loss.numel() for loss in losses.values())
         total += samples
-        for name, gradient in gradients_of(_means(losses), parameters):
+        for name, gradient in _unshared(gradients_of(_means(losses), parameters)):
             scaled = [g.mul_(samples) for g in gradient]
             if name in sums:
                 scaled = [s.add_(g) for s, g in zip(sums[name], scaled, strict=True)]
@@ -251,8 +269,9 @@ class ConsistencyLoss(_WithFrozenNetworks):
         optimizer.step()
 
     For a network to which you apply torch.compile, create the loss before the network's first
-    call: several losses are differentiated through it. `seed` is of the choice of `k` losses;
-    several processes need the same. Raises UserError if a domain is unknown or a network missing.
+    call: several losses are differentiated through it. `seed` determines the random choice of `k`
+    losses; processes that train together need the same one. Raises UserError if a domain is unknown
+    or a network is missing.
     """
 
     # for those who have the loss from torch.hub

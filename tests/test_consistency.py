@@ -255,6 +255,24 @@ def test_a_frozen_part_of_the_network_stays_frozen(networks):
     assert network.last_conv2.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_gradients_that_share_memory(in_parts):
+    """Those of w and v in w + v are one tensor, and that of w in a sum has one number."""
+    w, v = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    named = {"mae": (3 * (w + v)).sum(), "percep_a": (w * w + v).sum()}
+    wanted = []
+    for parameter in (w, v):
+        one, two = (torch.autograd.grad(loss, parameter, retain_graph=True)[0]
+                    for loss in named.values())  # fmt: skip
+        wanted.append((one, two))
+    g = [torch.cat([pair[i] for pair in wanted]).abs().mean() for i in (0, 1)]
+    weights = [g[1] / sum(g), g[0] / sum(g)]  # n = 2: c_i = (G − g_i) / G
+    found = balance_gradients([named] if in_parts else named, [w, v])
+    torch.testing.assert_close(list(found.values()), weights)
+    for parameter, (one, two) in zip((w, v), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, weights[0] * one + weights[1] * two)
+
+
 @pytest.mark.slow  # it compiles
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled(networks, backend):
