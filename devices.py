@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils import UserError
+from utils import UserError, reason_of
 
 WAIT = datetime.timedelta(minutes=30)  # timeout; long enough for rank 0 to render the rooms
 
@@ -30,6 +30,21 @@ WAIT = datetime.timedelta(minutes=30)  # timeout; long enough for rank 0 to rend
 def choose_device() -> torch.device:
     """Return the first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """Return the device of that name, or by default the one of `choose_device`.
+
+    Raises UserError if there is no such device.
+    """
+    if device is None:
+        return choose_device()
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"`device` {device} cannot be used here: {reason_of(error)}") from None
+    return found
 
 
 def default_forward_batch(device: torch.device) -> int:
@@ -81,10 +96,20 @@ def compile_networks(networks: Iterable[nn.Module]) -> None:
         raise UserError(
             "`compile` takes one GPU a process: CUDA_VISIBLE_DEVICES=0, or torchrun for several"
         )
-    # Donated buffers are freed by the first backward pass, so a second one would fail.
-    torch._functorch.config.donated_buffer = False
+    allow_several_backward_passes()
     for network in networks:
         network.compile()
+
+
+def allow_several_backward_passes() -> None:
+    """Let torch.compile make networks that several losses can be differentiated through.
+
+    By default, the first backward pass through a compiled network frees buffers ("donated"),
+    so that a second one fails. Holds for what is compiled after this call.
+    """
+    from torch._functorch import config  # `import torch` alone does not import it
+
+    config.donated_buffer = False
 
 
 # ---- distributed training -----------------------------------------------------------

@@ -44,14 +44,14 @@ def evaluate_losses(
         terms = []
         for first, second in loss_pairs(config, name, reality):
             task = TASKS[config["paths"][second][-1]]
-            prediction, target = _at_least_float32(values[first]), _at_least_float32(values[second])
+            prediction, target = at_least_float32(values[first]), at_least_float32(values[second])
             mask = None if task.name == "imagenet" else task.mask(target.detach())
             terms.append(masked_loss(prediction, target, mask, squared))
         losses[name] = torch.stack(terms).sum(dim=0)
     return losses
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Convert 16-bit values to float32, which the mean over an image needs."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -185,6 +185,21 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def sources_in(models_dir: str | Path | None = None) -> Sources:
+    """Return the sources of networks alone: a folder's, by default those shipped with the project.
+
+    Raises UserError if the folder has no network.
+    """
+    folder = SHIPPED if models_dir is None else Path(models_dir)
+    if not folder.is_dir():
+        raise UserError(f"no models folder {folder}")
+    scale = find_scale(folder, TRANSFERS.values())
+    if scale is None:
+        raise UserError(f"`models_dir` {folder} has no network of the table (see transfers.py)")
+    arguments = "" if models_dir is None else shlex.join(as_arguments({"models_dir": folder}))
+    return Sources([], [folder], scale, False, folder, arguments)
+
+
 def settle(
     job: Job,
     data_dirs: Sequence[str] | None = None,

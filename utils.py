@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent
 # Libraries log here instead of printing. `command_line` prints info to standard output, and
 # warnings and errors to standard error. Other users configure it through Python's logging.
 log = logging.getLogger("xtconsistency")
+log.addHandler(logging.NullHandler())  # without it, Python prints warnings to standard error
 
 Item = TypeVar("Item")
 LARGEST = 2**62  # of whole numbers in flags

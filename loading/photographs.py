@@ -127,6 +127,19 @@ def whole(image: Image.Image, size: int, multiple: int) -> Tensor:
     return TF.to_tensor(small)[:3].contiguous()
 
 
+def unchanged(image: Image.Image) -> Tensor:
+    """Convert an image in its own size: (3, H, W) in [0, 1].
+
+    Raises BrokenImage if it has more than `LARGEST` pixels.
+    """
+    if image.width * image.height > LARGEST:
+        raise BrokenImage(
+            f"an image of {image.width} × {image.height} pixels is too large for its own size: "
+            f"give a smaller `size`, or leave it out"
+        )
+    return TF.to_tensor(image)[:3].contiguous()
+
+
 # ---- many images --------------------------------------------------------------------
 
 

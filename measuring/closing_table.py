@@ -1,11 +1,11 @@
 """Evaluation of a target network: the errors in the table that ends a training run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from tqdm import tqdm
 
-from datasets import Reality
+from datasets import Batch
 from devices import Ranks
 from energy import loss_of, paths_for
 from graph import TaskGraph
@@ -20,12 +20,12 @@ def measure(
     graph: TaskGraph,
     config: Mapping,
     perceptual: Sequence[str],
-    reality: Reality,
+    reality: Iterable[Batch],
     ranks: Ranks | None = None,
     labels: LabelCache | None = None,
     quiet: bool = True,
 ) -> dict[str, float]:
-    """Return mean errors over all views of a reality, {row: value}, in this order:
+    """Return mean errors over all views of a reality, or of batches, {row: value}, in this order:
 
     - "direct L1 × 100": prediction against ground truth, over valid pixels,
     - "angular error (°)": the same for normals only,

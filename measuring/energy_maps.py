@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
 from graph import TaskGraph, edges_of
 from measuring.consistency_energy import UNLABELLED, energy_graph
 from measuring.demo_networks import TARGETS, Choice, choose_networks, for_task
-from measuring.prediction import load_predictor
+from measuring.prediction import load_predictor, resized
 from pictures import Ball, Bar, Column, page
 from sources import Sources
 from task_configs import TASKS
@@ -39,13 +38,6 @@ class AtSize(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         return self.network(resized(values, (self.size, self.size)))
-
-
-def resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (B, C, H, W) bilinearly to size (H, W), with antialiasing, if it differs."""
-    if tuple(values.shape[-2:]) == tuple(size):
-        return values
-    return F.interpolate(values, size=tuple(size), mode="bilinear", antialias=True)
 
 
 def shown_networks(
@@ -114,6 +106,15 @@ class Maps:
     normals: Tensor
     energy: Tensor
     parts: Mapping[str, Tensor]
+
+
+def straight_values(graph: TaskGraph, images: Tensor) -> dict[str, Tensor]:
+    """Predict normals straight from images (B, 3, H, W), and through each domain.
+
+    Returns {path: (B, 3, H, W)} in float32, for `disagreements`.
+    """
+    paths = paths_for(get_config(UNLABELLED), STRAIGHT_LOSSES)
+    return {name: v.float() for name, v in graph.sample(paths, {"rgb": images}).items()}
 
 
 def disagreements(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from devices import choose_device
-from loading.photographs import as_image, open_image, square, whole
+from devices import as_device
+from loading.photographs import as_image, open_image, square, unchanged, whole
+from losses import at_least_float32
 from measuring.demo_networks import TARGETS, Choice, choose_networks
 from models import load_network, recorded_scale
 from precision import forward_only
@@ -21,36 +22,75 @@ from sources import VARIANTS
 from transfers import FULL_SIZE, TRANSFERS, Scale
 from utils import UserError, check_one_of
 
+OWN_SIZE = "own"  # the value of `size` for predictions of the size of the image itself
+
 
 def predict(
     image: Image.Image | str | Path | np.ndarray | Tensor,
     task: str = "normal",
     *,
     variant: str = "consistency",
-    size: int | None = None,
+    size: int | str | None = None,
     checkpoint: str | Path | None = None,
     model: str | None = None,
     models_dir: str | None = None,
+    device: str | torch.device | None = None,
 ) -> Tensor:
-    """Predict one image: (C, H, W) float32 in [0, 1] on the CPU.
+    """Predict one image: (C, H, W) float32 in [0, 1]; or a batch of tensors: (B, C, H, W).
 
-    `image` is a file, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or
-    (1, H, W); arrays and tensors hold uint8, or floats in [0, 1]. `task` is normal (3
-    channels), depth (1) or reshading (3). `variant` is "consistency" or "baseline";
-    `checkpoint`, a file or a run's folder, takes its place. The other parameters are those of
-    demo.py. Networks are cached between calls. Warns if the small rooms networks are used
-    because no others were found. Raises UserError if the image cannot be read, or the networks
-    are missing.
+    `image` is a file, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W),
+    (1, H, W) or, for a batch, (B, 3, H, W) or (B, 1, H, W). Arrays and tensors hold uint8, or
+    floats in [0, 1]. `task` is normal (3 channels), depth (1) or reshading (3). `variant` is
+    "consistency" or "baseline"; `checkpoint`, a file or a run's folder, takes its place.
+
+    By default, the result is of the image's centre square, 256 × 256. With a number as `size`,
+    it is of the whole image, its shorter side of about that many pixels. With "own", it is of
+    the whole image, as large as that.
+
+    The networks run on `device` (default: the first GPU if there is one, else the CPU), and are
+    kept between calls. The result is on the CPU, or on `device` if it is given. The other
+    parameters are those of demo.py. Warns if the small rooms networks are used because no
+    others were found. Raises UserError if the image cannot be read, or the networks are missing.
     """
     check_one_of("task", task, tuple(TARGETS))
     check_one_of("variant", variant, VARIANTS)
-    predictor = _kept_predictor(task, variant, checkpoint, model, models_dir)
+    wanted = as_device(device)
+    predictor = _kept_predictor(task, variant, checkpoint, model, models_dir, wanted)
     check_size(predictor, size)
-    colour = open_image(image) if isinstance(image, str | Path) else as_image(image)
+    is_batch = isinstance(image, Tensor) and image.dim() == 4 and len(image) > 0
+    images = [_colour_image(one) for one in (image if is_batch else [image])]  # type: ignore[union-attr]
     with forward_only(predictor.device):
-        inputs = [values[None] for values in predictor.prepare(colour, size)]
-        values = next(iter(predictor.predict(inputs, size).values()))
-    return values[0].float().cpu().clone()
+        prepared = zip(*(predictor.prepare(one, size) for one in images), strict=True)
+        inputs = [torch.stack(values) for values in prepared]
+        values = next(iter(predictor.predict(inputs, size).values())).float()
+    values = values.to("cpu" if device is None else wanted).clone()
+    return values if is_batch else values[0]
+
+
+def _colour_image(image: Image.Image | str | Path | np.ndarray | Tensor) -> Image.Image:
+    return open_image(image) if isinstance(image, str | Path) else as_image(image)
+
+
+def pretrained(
+    task: str = "normal",
+    *,
+    variant: str = "consistency",
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    models_dir: str | None = None,
+) -> "AnySize":
+    """Return the network by which `predict` predicts, a new copy of it in eval mode on the CPU.
+
+    It maps images (B, 3, H, W) in [0, 1] of any size to (B, C, H, W) in [0, 1]. Its parameters
+    are those of `predict`, and so are the warning and the errors.
+    """
+    check_one_of("task", task, tuple(TARGETS))
+    check_one_of("variant", variant, VARIANTS)
+    chosen = choose_one(task, variant, checkpoint, model, models_dir)
+    if chosen.stands_in:
+        warnings.warn(chosen.note, stacklevel=2)
+    predictor = load_predictor(task, chosen, torch.device("cpu"))
+    return AnySize(next(iter(predictor.networks.values())), predictor.multiple).eval()
 
 
 @lru_cache(maxsize=6)
@@ -60,7 +100,22 @@ def _kept_predictor(
     checkpoint: str | Path | None,
     model: str | None,
     models_dir: str | None,
+    device: torch.device,
 ) -> "Predictor":
+    chosen = choose_one(task, variant, checkpoint, model, models_dir)
+    if chosen.stands_in:
+        warnings.warn(chosen.note, stacklevel=3)
+    return load_predictor(task, chosen, device)
+
+
+def choose_one(
+    task: str,
+    variant: str = "consistency",
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    models_dir: str | None = None,
+) -> Choice:
+    """Choose one network. Raises UserError if `checkpoint` names several."""
     given = None if checkpoint is None else [checkpoint]
     chosen = choose_networks(
         task, checkpoint=given, model=model, models_dir=models_dir, variants=(variant,)
@@ -68,12 +123,35 @@ def _kept_predictor(
     if len(chosen.paths) > 1:
         names = ", ".join(path.name for path in chosen.paths.values())
         raise UserError(f"`checkpoint` {checkpoint} holds several networks ({names}): name a file")
-    if chosen.stands_in:
-        warnings.warn(chosen.note, stacklevel=3)
-    return load_predictor(task, chosen, choose_device())
+    return chosen
 
 
 # ---- networks -----------------------------------------------------------------------
+
+
+def resized(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (B, C, H, W) bilinearly to size (H, W), with antialiasing, if it differs."""
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode="bilinear", antialias=True)
+
+
+class AnySize(nn.Module):
+    """A network for images of any size: (B, 3, H, W) → (B, C, H, W), both in [0, 1].
+
+    The network itself takes images whose sides are multiples of `multiple`. Others are resized
+    to the nearest such sides, and the prediction is resized back.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network, self.multiple = network, multiple
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = images.shape[-2:]
+        sides = [max(1, round(side / self.multiple)) * self.multiple for side in size]
+        values = at_least_float32(self.network(resized(images, sides)))
+        return resized(values, size).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -90,11 +168,14 @@ class Predictor:
         """The image sizes of the networks, each once."""
         return list(dict.fromkeys(scale.image_size for scale in self.scales.values()))
 
-    def prepare(self, image: Image.Image, size: int | None) -> tuple[Tensor, ...]:
+    def prepare(self, image: Image.Image, size: int | str | None) -> tuple[Tensor, ...]:
         """Convert an image to the networks' inputs, (3, H, W) each.
 
-        These are the centre square at each of `input_sizes`; with `size`, the whole image.
+        These are the centre square at each of `input_sizes`; with `size`, the whole image, and
+        with the size "own", the image as it is.
         """
+        if isinstance(size, str):
+            return (unchanged(image),)
         if size:
             return (whole(image, size, self.multiple),)
         return tuple(square(image, input_size) for input_size in self.input_sizes)
@@ -103,7 +184,7 @@ class Predictor:
         """Convert an image for display beside the predictions, in the same size."""
         return whole(image, size, self.multiple) if size else square(image, FULL_SIZE)
 
-    def predict(self, inputs: Sequence[Tensor], size: int | None) -> dict[str, Tensor]:
+    def predict(self, inputs: Sequence[Tensor], size: int | str | None) -> dict[str, Tensor]:
         """Predict from inputs (B, 3, H, W) of `prepare`: {label: (B, C, H, W)} in [0, 1].
 
         Without `size`, predictions are resized to 256 × 256 pixels.
@@ -114,6 +195,9 @@ class Predictor:
             by_size = dict(zip(self.input_sizes, batches, strict=True))
         predictions = {}
         for label, network in self.networks.items():
+            if isinstance(size, str):
+                predictions[label] = AnySize(network, self.multiple)(batches[0])
+                continue
             values = network(by_size[self.scales[label].image_size]).float().clamp(0, 1)
             if not size and values.shape[-1] != FULL_SIZE:
                 values = F.interpolate(values, size=(FULL_SIZE, FULL_SIZE), mode="bilinear")
@@ -133,7 +217,10 @@ def load_predictor(task: str, chosen: Choice, device: torch.device) -> Predictor
     return Predictor(networks, scales, multiple, device)
 
 
-def check_size(predictor: Predictor, size: int | None) -> None:
+def check_size(predictor: Predictor, size: int | str | None) -> None:
     """Raise UserError for a size that the networks cannot take."""
-    if size is not None and size < predictor.multiple:
+    if isinstance(size, str):
+        if size != OWN_SIZE:
+            raise UserError(f"`size` is a number of pixels or {OWN_SIZE}, not {size}")
+    elif size is not None and size < predictor.multiple:
         raise UserError(f"`size` is {predictor.multiple} or more for these networks, not {size}")

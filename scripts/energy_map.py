@@ -14,14 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from devices import choose_device, default_forward_batch
-from energy import get_config, paths_for
 from files import make_folder
 from graph import TaskGraph
 from loading.photographs import open_image, square
-from measuring.consistency_energy import UNLABELLED, check_networks, read_statistics
+from measuring.consistency_energy import check_networks, read_statistics
 from measuring.energy_maps import (
     STRAIGHT,
-    STRAIGHT_LOSSES,
     Maps,
     common_limits,
     disagreements,
@@ -29,6 +27,7 @@ from measuring.energy_maps import (
     map_graph,
     pixel_energy,
     shown_networks,
+    straight_values,
 )
 from measuring.image_files import ImageFiles
 from measuring.options import NetworkOptions
@@ -171,8 +170,7 @@ def predict(graph: TaskGraph, images: Tensor) -> tuple[Tensor, Mapping[str, Tens
 
     Returns normals (B, 3, H, W) and {domain: (B, 1, H, W)}, on the CPU.
     """
-    values = graph.sample(paths_for(get_config(UNLABELLED), STRAIGHT_LOSSES), {"rgb": images})
-    values = {name: value.float() for name, value in values.items()}
+    values = straight_values(graph, images)
     parts = {domain: part.cpu() for domain, part in disagreements(values).items()}
     return values[STRAIGHT].cpu(), parts
 

@@ -99,7 +99,7 @@ def test_each_kind_of_fault_is_found_and_named(check, views):
     expected = {
         0: (DEPTH, "mode L, not 16-bit grey"), 1: (DEPTH, "8-bit values in a 16-bit file"),
         2: (DEPTH, "are 0, where holes are 65535"), 3: (DEPTH, "nothing but holes"),
-        4: (NORMAL, "not of length 1"), 5: (NORMAL, "32 × 32 pixels, other files of its view 64 × 64"),
+        4: (NORMAL, "not of length 1"), 5: (NORMAL, "32 × 32 pixels, other files of its view 64"),
         6: (NORMAL, ""), 7: (NORMAL, "mode L, not 8-bit colour"), 8: (RGB, ""),
         9: (RGB, "one colour all over"), 11: (NORMAL, "nothing but holes"),
     }  # fmt: skip

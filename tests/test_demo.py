@@ -462,7 +462,7 @@ def test_arrays_and_tensors(models, picture):
     "values,sentence",
     [
         (np.zeros((4, 4, 2), np.uint8), r"not ndarray \(4, 4, 2\)"),
-        (torch.zeros(2, 3, 8, 8), r"not Tensor \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 2, 8, 8), r"not Tensor \(2, 8, 8\)"),
         (np.full((4, 4), 1.5), "floats are in"),
         (np.full((4, 4), np.nan), "floats are in"),
         (np.zeros((4, 4), np.int32), "not int32"),

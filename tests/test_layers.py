@@ -18,6 +18,8 @@ FLOORS = [
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
     ["packing", "logger", "sources", "label_cache"],
     ["training", "measuring"],
+    ["consistency"],
+    ["hubconf"],
     ["train", "demo", "scripts"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -81,17 +81,8 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
         reads = {"val": Reads(_union(reads, "needed"), _union(reads, "wanted"))}
     parts = {}
     for name, domains in reads.items():
-        views, tasks = find_views_and_tasks(
-            domains.needed, domains.wanted, sources.data_dirs, buildings[name], data.allow_missing
-        )
-        if missing := [str(task) for task in domains.wanted if task not in tasks]:
-            hint = what_lies_there(sources.data_dirs, [get_task(task) for task in missing])
-            log.warning(
-                "no %s for %s views: what only %s needed is left out%s",
-                ", ".join(missing), name, "them" if len(missing) > 1 else "it",
-                f" ({hint})" if "did you mean" in hint else "",
-            )  # fmt: skip
-        parts[name] = Part(evenly_spaced(views, HELD_OUT) if name != "train" else views, tasks)
+        part = _find_part(name, domains, sources, buildings[name], data.allow_missing)
+        parts[name] = part if name == "train" else _held_out(part)
     train = parts["val" if data.fast else "train"]
     if data.subset_size:
         if data.subset_size > len(train.views):
@@ -105,6 +96,39 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
             "training and validation share their views, as there is one building only",
         )  # fmt: skip
     return parts
+
+
+def _find_part(
+    name: str, domains: Reads, sources: Sources, buildings: Sequence[str], allow_missing: bool
+) -> Part:
+    """Return the part of the data that these buildings are. Logs missing wanted domains."""
+    views, tasks = find_views_and_tasks(
+        domains.needed, domains.wanted, sources.data_dirs, buildings, allow_missing
+    )
+    if missing := [str(task) for task in domains.wanted if task not in tasks]:
+        hint = what_lies_there(sources.data_dirs, [get_task(task) for task in missing])
+        log.warning(
+            "no %s for %s views: what only %s needed is left out%s",
+            ", ".join(missing), name, "them" if len(missing) > 1 else "it",
+            f" ({hint})" if "did you mean" in hint else "",
+        )  # fmt: skip
+    return Part(views, tasks)
+
+
+def _held_out(part: Part) -> Part:
+    return Part(evenly_spaced(part.views, HELD_OUT), part.tasks)
+
+
+def held_out_views(
+    reads: Reads, sources: Sources, data: DataOptions, subset_size: int | None = None
+) -> Part:
+    """Return the views on which a training run measures its closing table, or some of them.
+
+    Training views are not looked for. Raises UserError if a needed domain is missing.
+    """
+    buildings = split_buildings(sources.data_dirs, data.split)["test"]
+    part = _held_out(_find_part("test", reads, sources, buildings, data.allow_missing))
+    return Part(evenly_spaced(part.views, subset_size), part.tasks)
 
 
 def held_out_part(parts: Mapping[str, Part]) -> str:
