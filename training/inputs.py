@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from backbones import Backbone
 from loading.packs import PACK_INDEX, PACKED
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
@@ -12,13 +13,16 @@ from utils import UserError, evenly_spaced, reason_of
 EXAMINED = 100_000  # at most so many files of a part have their size and time recorded
 
 
-def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
+def inputs_of(
+    networks: Mapping[str, Path], parts: Mapping[str, Part], own: Backbone | None = None
+) -> dict:
     """Return the record of what a run reads, for run.json.
 
     `networks` are the checkpoints that were loaded, {transfer: file}. For each network,
     the record holds its file and SHA-256; for each part of the data the number of views and a
     digest of their names and of the sizes and modification times of their files (of at most
-    100,000 evenly spaced ones). Raises UserError if a file cannot be read.
+    100,000 evenly spaced ones). If the network that trains is the user's `own`, "code" holds
+    its file's SHA-256. Raises UserError if a file cannot be read.
     """
     return {
         "networks": {n: {"file": str(p), "sha256": sha256(p)} for n, p in networks.items()},
@@ -26,6 +30,7 @@ def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
             name: {"count": len(part.views), "digest": views_digest(part)}
             for name, part in parts.items()
         },
+        **({"code": {own.code: own.sha256}} if own else {}),
     }
 
 
@@ -78,6 +83,10 @@ def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
                 f"{after['file']} is not the network that it began with "
                 f"({before['sha256'][:8]} then, {after['sha256'][:8]} now)"
             )
+    for name, before in recorded.get("code", {}).items():
+        for file, after in now.get("code", {}).items():
+            if before != after:
+                found.append(f"{file} is not {name} as it was ({before[:8]} then, {after[:8]} now)")
     for name, before in recorded["views"].items():
         after = now["views"].get(name, {"count": 0, "digest": ""})
         if before["count"] != after["count"]:
