@@ -6,6 +6,7 @@ only run from a file that the user names (FILE.py:FUNCTION), never because a rec
 
 import hashlib
 import inspect
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from task_configs import get_task
 from transfers import Scale, Transfer
 from utils import UserError, check_regular, log, reason_of
 
+LONGEST = 300  # characters of a file and function that a record names
 MULTIPLE = 32  # sides of images at other sizes are multiples of it, unless the module says
 
 
@@ -232,17 +234,21 @@ def _taken(function: Callable, keywords: Mapping, code: str) -> dict:
 
 
 def recorded_code(record: Mapping) -> str:
-    """Return FILE.py:FUNCTION of a checkpoint's record; "" for a network of the table."""
+    """Return FILE.py:FUNCTION of a checkpoint's record; "" for a network of the table.
+
+    In one short line, whatever the record holds.
+    """
     if "network_file" not in record:
         return ""
-    return f"{record['network_file']}:{record.get('network_function', '')}"
+    code = f"{record['network_file']}:{record.get('network_function', '')}"
+    return code if code.isprintable() and len(code) <= LONGEST else repr(code)[:LONGEST]
 
 
 def check_code(path: str | Path, record: Mapping, transfer: Transfer | None) -> None:
     """Compare the record of the checkpoint `path` with the row that is to load it.
 
-    Logs a warning if the user's file has changed since. Raises UserError if the checkpoint is
-    of a network of a user's own and the row is one of the table.
+    Logs a warning if the user's file has changed since, or another function is named. Raises
+    UserError if the checkpoint is of a network of a user's own and the row is the table's.
     """
     code = recorded_code(record)
     if not code:
@@ -250,12 +256,13 @@ def check_code(path: str | Path, record: Mapping, transfer: Transfer | None) -> 
     if not isinstance(transfer, Backbone):
         raise UserError(
             f"{path} holds the network that {code} builds, not the table's: name that file "
-            f"with `network` {code} in train, demo and scripts.export (code is only run from "
-            f"a file that you name)"
+            f"with `network` {shlex.quote(code)} in train, demo and scripts.export (code is only "
+            f"run from a file that you name)"
         )
-    then = str(record.get("network_sha256", ""))
-    if then != transfer.sha256:
+    then = record.get("network_function"), record.get("network_sha256")
+    if then != (transfer.function, transfer.sha256):
         log.warning(
-            "%s is not the file that %s was trained with (%s then, %s now): the network may "
-            "compute something else", transfer.code, path, then[:8] or "?", transfer.sha256[:8],
+            "%s (%s) is not the network that %s was trained with, %s (%.8s): it may compute "
+            "something else", transfer.code, transfer.sha256[:8], path, code,
+            then[1],
         )  # fmt: skip
