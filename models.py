@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from backbones import check_code, recorded_code
+from backbones import Backbone, check_code, recorded_code
 from files import write_atomically
 from transfers import Edge, Scale, Transfer
 from utils import UserError, reason_of
@@ -213,6 +213,7 @@ def load_network(
     recorded = _scale_in(record, path)
     if (
         scale
+        and not isinstance(transfer, Backbone)  # it has no width and no levels
         and "width" in record
         and recorded != scale
         and not (any_size and scale.fits(recorded))

@@ -22,7 +22,7 @@ def inputs_of(
     the record holds its file and SHA-256; for each part of the data the number of views and a
     digest of their names and of the sizes and modification times of their files (of at most
     100,000 evenly spaced ones). If the network that trains is the user's `own`, "code" holds
-    its file's SHA-256. Raises UserError if a file cannot be read.
+    its function and its file's SHA-256. Raises UserError if a file cannot be read.
     """
     return {
         "networks": {n: {"file": str(p), "sha256": sha256(p)} for n, p in networks.items()},
@@ -30,7 +30,7 @@ def inputs_of(
             name: {"count": len(part.views), "digest": views_digest(part)}
             for name, part in parts.items()
         },
-        **({"code": {own.code: own.sha256}} if own else {}),
+        **({"code": {"function": own.function, "sha256": own.sha256}} if own else {}),
     }
 
 
@@ -83,10 +83,8 @@ def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
                 f"{after['file']} is not the network that it began with "
                 f"({before['sha256'][:8]} then, {after['sha256'][:8]} now)"
             )
-    for name, before in recorded.get("code", {}).items():
-        for file, after in now.get("code", {}).items():
-            if before != after:
-                found.append(f"{file} is not {name} as it was ({before[:8]} then, {after[:8]} now)")
+    if recorded.get("code") != now.get("code"):
+        found.append("the file or the function of `network` is another")
     for name, before in recorded["views"].items():
         after = now["views"].get(name, {"count": 0, "digest": ""})
         if before["count"] != after["count"]:
