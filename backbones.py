@@ -90,7 +90,8 @@ class Backbone(Transfer):
         self._check_output(network, scale.image_size, training=True)
         with torch.no_grad():
             for name, value in network.named_buffers():
-                value.copy_(before[name])
+                if name in before:
+                    value.copy_(before[name])
 
     def _check_output(self, network: nn.Module, size: int, training: bool = False) -> None:
         """Raise UserError unless the network maps two images to what the target needs."""
