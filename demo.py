@@ -37,6 +37,7 @@ def main(
     checkpoint: list | None = None,
     model: str | None = None,
     models_dir: str | None = None,
+    network: str | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
     quiet: bool = False,
@@ -48,10 +49,10 @@ def main(
 
     Writes {name}_{task}_{network}.png for each network (baseline, consistency, or what the name
     of its checkpoint says), with the values as published: grey or colour levels 0 … 255. For
-    depth, these are nearly black (white is
-    15.6 m), so each comes with {…}_colour.png to look at, with a scale in metres. To work with
-    there are {…}_16bit.png (steps of 1/512 m) and {…}.npy (metres, float32). Normals come with
-    {…}.npy too: unit vectors (H, W, 3), x to the right, y down, z away from the camera.
+    depth, these are nearly black (white is 15.6 m), so each comes with {…}_colour.png to look at,
+    with a scale in metres. To work with there are {…}_16bit.png (steps of 1/512 m) and {…}.npy
+    (metres, float32). Normals come with {…}.npy too: unit vectors (H, W, 3), x to the right, y
+    down, z away from the camera.
 
     Exit status: 0 when every image was done, 1 when some could not be read (the others are
     done), 2 when nothing could be.
@@ -67,6 +68,7 @@ def main(
         model: published (those in the models folder) or rooms (the small networks shipped with
             this project). Default: published where at least one is there, else rooms.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder).
+        network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
         precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
@@ -75,15 +77,13 @@ def main(
     check_positive(batch_size=batch_size)
     check_precision(precision)
     images = ImageFiles(img_path)
-    device = choose_device()
     chosen = choose_networks(task, checkpoint=checkpoint, model=model, models_dir=models_dir)
-    predictor = load_predictor(task, chosen, device)
-    check_size(predictor, size)
+    check_size(predictor := load_predictor(task, chosen, choose_device(), network), size)
     log.info("%s", chosen.note)
     folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
     write_predictions(
         images, predictor, task, folder, size=size, compare=compare, precision=precision,
-        batch_size=batch_size or default_forward_batch(device), quiet=quiet,
+        batch_size=batch_size or default_forward_batch(predictor.device), quiet=quiet,
     )  # fmt: skip
     if status := images.summary(folder):
         sys.exit(status)

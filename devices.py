@@ -156,6 +156,12 @@ class Ranks:
         ((_, (mean,)),) = self.averaged([("", [value])])
         return mean
 
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give the network's buffers (batch normalisation's averages) rank 0's values."""
+        if self.count > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+
     def largest(self, number: int) -> int:
         """Return the maximum of the ranks' numbers, without synchronising a GPU."""
         if self.count == 1:

@@ -18,7 +18,8 @@ class TaskGraph(nn.Module):
     """The networks of a set of edges.
 
     Only the network of the edge `target` is trained (none if `target` is None). All others
-    are frozen and stay in eval mode, even when `train()` is called.
+    are frozen and stay in eval mode, even when `train()` is called. Parameters of the target
+    that are frozen stay so, unless all of them are.
     """
 
     def __init__(self, networks: Mapping[Edge, nn.Module], target: Edge | None = None) -> None:
@@ -29,8 +30,15 @@ class TaskGraph(nn.Module):
         if target is not None and target not in networks:
             raise UserError(f"the graph has no network {' → '.join(target)}")
         for edge, network in networks.items():
-            network.requires_grad_(edge == target)
+            parts_train = any(parameter.requires_grad for parameter in network.parameters())
+            if edge != target or not parts_train:
+                network.requires_grad_(edge == target)
         self.train()
+
+    @property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of `target` that are not frozen."""
+        return [p for p in self.target.parameters() if p.requires_grad]
 
     @property
     def target(self) -> nn.Module:

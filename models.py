@@ -4,15 +4,16 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from backbones import Backbone, check_code, recorded_code
 from files import write_atomically
-from transfers import Edge, Scale
+from transfers import Edge, Scale, Transfer
 from utils import UserError, reason_of
 
 # Exceptions that reading raises if the file is not a checkpoint.
@@ -31,8 +32,13 @@ class Damaged(ValueError):
 PREFIXES = ("model.parallel_apply.module.", "parallel_apply.module.", "model.", "module.")
 
 
-def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, Tensor], dict]:
+def read_weights(
+    path: str | Path, edge: Edge | None = None, names: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict]:
     """Read a checkpoint: its state dict in float32 without name prefixes, and its record.
+
+    Prefixes of `names`, those of the network to load, are kept, and those of a network that
+    the record says is a user's own.
 
     The record holds everything else that the checkpoint stores: in this project's own
     checkpoints the image size, the width and how they were made; in safetensors files the
@@ -48,7 +54,10 @@ def read_weights(path: str | Path, edge: Edge | None = None) -> tuple[dict[str, 
     """
     path = Path(path)
     stored, record = _contents(path, edge)
-    weights = {bare_name(name): _full(value) for name, value in stored.items()}
+    kept = stored if recorded_code(record) else names
+    weights = {
+        name if name in kept else bare_name(name): _full(value) for name, value in stored.items()
+    }
     if len(weights) < len(stored):
         raise UserError(f"{path} holds names that differ only in a wrapper's prefix")
     for name, value in weights.items():
@@ -189,18 +198,22 @@ def load_network(
     scale: Scale | None = None,
     edge: Edge | None = None,
     any_size: bool = False,
+    transfer: Transfer | None = None,
 ) -> dict:
     """Load a checkpoint into `network` and return its record (see `read_weights`).
 
     Raises UserError if the checkpoint was trained at another scale or does not fit the
     network; the message lists the first entries that differ. `any_size` accepts checkpoints
-    for another image size, as initial weights for training.
+    for another image size, as initial weights for training. A checkpoint of a network of a
+    user's own needs `transfer`, the row that built it (`backbones.Backbone`).
     """
     network = unwrapped(network)
-    weights, record = read_weights(path, edge)
+    weights, record = read_weights(path, edge, network.state_dict().keys())
+    check_code(path, record, transfer)
     recorded = _scale_in(record, path)
     if (
         scale
+        and not isinstance(transfer, Backbone)  # it has no width and no levels
         and "width" in record
         and recorded != scale
         and not (any_size and scale.fits(recorded))
@@ -280,10 +293,13 @@ def recorded_scale(path: str | Path, build: Callable[[Scale], nn.Module] | None 
 
     The weights are not read. `build` makes the network at a scale (`Transfer.build`). If it is
     given, the recorded scale is compared with the weights' shapes, on a network that takes no
-    memory. Raises UserError if they do not agree, or as `read_weights`.
+    memory. Raises UserError if they do not agree, if the checkpoint is of a network of a user's
+    own, or as `read_weights`.
     """
     weights, record = _contents(Path(path), mapped=True)
     scale = _scale_in(record, path)
+    if build:
+        check_code(path, record, None)
     if build and "width" in record:
         try:
             with torch.device("meta"):
@@ -300,6 +316,14 @@ def _scale_in(record: Mapping, path: str | Path) -> Scale:
         return Scale.of(record)
     except UserError as error:
         raise UserError(f"{path} records a scale that cannot be: {error}") from None
+
+
+def read_record(path: str | Path) -> dict:
+    """Return what a checkpoint records besides its weights, which are not read.
+
+    Raises UserError as `read_weights`.
+    """
+    return _contents(Path(path), mapped=True)[1]
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = 3e-5) -> torch.optim.Optimizer:

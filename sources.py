@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from backbones import recorded_code
 from files import check_writable
 from loading.layouts import check_data_dirs, find_buildings
-from models import load_network, read_weights, recorded_scale
+from models import load_network, read_record, read_weights, recorded_scale
 from modules import ResNetClass
 from rooms.writing import make_rooms
 from transfers import TRANSFERS, Scale, Transfer
@@ -65,10 +66,13 @@ def find_variant(
 
 
 def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale | None:
-    """Return the scale of the first trainable transfer's checkpoint that exists, or None."""
+    """Return the scale of the first trainable transfer's checkpoint that exists, or None.
+
+    Networks of a user's own have no such scale, and are passed over.
+    """
     for transfer in transfers:
         path = Path(models_dir) / transfer.checkpoint
-        if transfer.trainable and path.is_file():
+        if transfer.trainable and path.is_file() and not recorded_code(read_record(path)):
             return recorded_scale(path, transfer.build)
     return None
 
@@ -176,7 +180,8 @@ class Sources:
             path = self.find(transfer) or self.models_dirs[0] / transfer.checkpoint
             network.load_state_dict(imagenet_weights(path.parent, transfer))
         elif transfer.checkpoint:
-            load_network(network, self.checkpoint(transfer, needed_by), self.scale)
+            file = self.checkpoint(transfer, needed_by)
+            load_network(network, file, self.scale, transfer=transfer)
         return network
 
 

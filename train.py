@@ -64,7 +64,15 @@ from training.run_folder import (
 )
 from training.stopping import Stop, Stopped, stoppable
 from transfers import Scale
-from utils import UserError, command_line, folding_flags, log, read_job, seed_everything
+from utils import (
+    UserError,
+    as_arguments,
+    command_line,
+    folding_flags,
+    log,
+    read_job,
+    seed_everything,
+)
 
 GIB = 2**30
 
@@ -210,9 +218,10 @@ def fit(
                 raise Stopped(signal)
     except Stopped as stopped:
         output.logger.close()
+        again = shlex.join(as_arguments({"network": output.record["arguments"]["network"]}))
         print(
             f"stopped after step {trainer.global_step}; "
-            f"python -m train --resume {output.folder} goes on"
+            f"python -m train --resume {output.folder}{again and f' {again}'} goes on"
         )
         sys.exit(128 + stopped.signal)  # the usual exit status after a signal
     except NotFinite as error:
@@ -318,6 +327,7 @@ def describe(
     ranks: Ranks,
 ) -> dict:
     """Return what run.json records besides the plan: options, data, networks and versions."""
+    own = objective.backbone
     return {
         **begun(options, ranks.count),
         "init": objective.init,
@@ -325,9 +335,10 @@ def describe(
         "data": [str(folder) for folder in sources.data_dirs],
         "models": [str(folder) for folder in sources.models_dirs],
         **sources.scale.record(),
+        **(own.record() if own else {}),
         "left_out": [name for name in objective.perceptual if name not in losses],
         "views": {name: len(part.views) for name, part in parts.items()},
-        "inputs": ranks.from_first(inputs_of(files, parts) if ranks.first else None),
+        "inputs": ranks.from_first(inputs_of(files, parts, own) if ranks.first else None),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -369,6 +380,8 @@ def conclude(
     task = next((t for t, name in TARGETS.items() if name == objective.transfer.target), None)
     if task and objective.transfer.source == "rgb" and not options.run.visualize:
         shown = f"--task {task} --checkpoint {shlex.quote(str(output.folder))}"
+        if objective.backbone:
+            shown += f" --network {shlex.quote(objective.backbone.code)}"
         print(f"try it:     python demo.py {shown} --img-path IMAGE")
 
 

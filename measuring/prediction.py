@@ -1,8 +1,9 @@
 """Prediction of normals, depth or reshading from any image."""
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,14 +13,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from backbones import Backbone, backbone, recorded_code
 from devices import as_device
 from loading.photographs import as_image, open_image, square, unchanged, whole
 from losses import at_least_float32
 from measuring.demo_networks import TARGETS, Choice, choose_networks
-from models import load_network, recorded_scale
+from models import load_network, read_record, recorded_scale
 from precision import forward_only
 from sources import VARIANTS
-from transfers import FULL_SIZE, TRANSFERS, Scale
+from transfers import FULL_SIZE, TRANSFERS, Scale, Transfer
 from utils import UserError, check_one_of
 
 OWN_SIZE = "own"  # the value of `size` for predictions of the size of the image itself
@@ -35,6 +37,7 @@ def predict(
     model: str | None = None,
     models_dir: str | None = None,
     device: str | torch.device | None = None,
+    network: str | None = None,
 ) -> Tensor:
     """Predict one image: (C, H, W) float32 in [0, 1]; or a batch of tensors: (B, C, H, W).
 
@@ -55,7 +58,7 @@ def predict(
     check_one_of("task", task, tuple(TARGETS))
     check_one_of("variant", variant, VARIANTS)
     wanted = as_device(device)
-    predictor = _kept_predictor(task, variant, checkpoint, model, models_dir, wanted)
+    predictor = _kept_predictor(task, variant, checkpoint, model, models_dir, wanted, network)
     check_size(predictor, size)
     is_batch = isinstance(image, Tensor) and image.dim() == 4 and len(image) > 0
     images = [_colour_image(one) for one in (image if is_batch else [image])]  # type: ignore[union-attr]
@@ -101,11 +104,12 @@ def _kept_predictor(
     model: str | None,
     models_dir: str | None,
     device: torch.device,
+    network: str | None,
 ) -> "Predictor":
     chosen = choose_one(task, variant, checkpoint, model, models_dir)
     if chosen.stands_in:
         warnings.warn(chosen.note, stacklevel=3)
-    return load_predictor(task, chosen, device)
+    return load_predictor(task, chosen, device, network)
 
 
 def choose_one(
@@ -156,12 +160,16 @@ class AnySize(nn.Module):
 
 @dataclass(frozen=True)
 class Predictor:
-    """The networks of one task, {label: network}, with their pre- and postprocessing."""
+    """The networks of one task, {label: network}, with their pre- and postprocessing.
+
+    `own` are the rows of those networks that are a user's own.
+    """
 
     networks: dict[str, nn.Module]
     scales: dict[str, Scale]
     multiple: int  # image sides must be multiples of this
     device: torch.device
+    own: dict[str, Backbone] = field(default_factory=dict)
 
     @property
     def input_sizes(self) -> list[int]:
@@ -187,7 +195,8 @@ class Predictor:
     def predict(self, inputs: Sequence[Tensor], size: int | str | None) -> dict[str, Tensor]:
         """Predict from inputs (B, 3, H, W) of `prepare`: {label: (B, C, H, W)} in [0, 1].
 
-        Without `size`, predictions are resized to 256 × 256 pixels.
+        Without `size`, predictions are resized to 256 × 256 pixels. Raises UserError if a network
+        of the user's own does not take such inputs.
         """
         batches = [values.to(self.device) for values in inputs]
         by_size = dict.fromkeys(self.input_sizes, batches[0])
@@ -195,26 +204,58 @@ class Predictor:
             by_size = dict(zip(self.input_sizes, batches, strict=True))
         predictions = {}
         for label, network in self.networks.items():
+            images, own = by_size[self.scales[label].image_size], self.own.get(label)
             if isinstance(size, str):
                 predictions[label] = AnySize(network, self.multiple)(batches[0])
                 continue
-            values = network(by_size[self.scales[label].image_size]).float().clamp(0, 1)
+            values = (own.run(network, images) if own else network(images)).float().clamp(0, 1)
             if not size and values.shape[-1] != FULL_SIZE:
                 values = F.interpolate(values, size=(FULL_SIZE, FULL_SIZE), mode="bilinear")
             predictions[label] = values
         return predictions
 
 
-def load_predictor(task: str, chosen: Choice, device: torch.device) -> Predictor:
-    """Load the chosen networks of a task. Raises UserError if one does not fit."""
-    transfer = TRANSFERS["rgb", TARGETS[task]]
-    networks, scales = {}, {}
+def load_predictor(
+    task: str, chosen: Choice, device: torch.device, network: str | None = None
+) -> Predictor:
+    """Load the chosen networks of a task.
+
+    `network`, FILE.py:FUNCTION, builds those that record a network of the user's own; the table
+    builds the others. Raises UserError if one does not fit, or if none needs `network`.
+    """
+    table = TRANSFERS["rgb", TARGETS[task]]
+    given = backbone(network, table) if network else None
+    networks, scales, own, multiples = {}, {}, {}, []
     for label, path in chosen.paths.items():
-        scales[label] = recorded_scale(path, transfer.build)
-        networks[label] = transfer.build(scales[label]).to(device).eval()
-        load_network(networks[label], path, scales[label])
-    multiple = max(2 ** scale.depth(transfer.downsample) for scale in scales.values())
-    return Predictor(networks, scales, multiple, device)
+        if given and recorded_code(read_record(path)):
+            own[label] = given
+        transfer = own.get(label, table)
+        networks[label], scales[label] = loaded(path, transfer)
+        networks[label].to(device).eval()
+        multiples.append(side_multiple(transfer, networks[label], scales[label]))
+    if given and not own:
+        files = ", ".join(map(str, chosen.paths.values()))
+        raise UserError(f"`network` {network}: {files} holds no network of one's own")
+    return Predictor(networks, scales, math.lcm(*multiples), device, own)
+
+
+def loaded(path: Path, transfer: Transfer) -> tuple[nn.Module, Scale]:
+    """Build the network of a checkpoint at the scale that it records, with its weights.
+
+    Raises UserError if it does not fit.
+    """
+    is_own = isinstance(transfer, Backbone)
+    scale = recorded_scale(path, None if is_own else transfer.build)
+    network = transfer.build(scale)
+    load_network(network, path, scale, transfer=transfer)
+    return network, scale
+
+
+def side_multiple(transfer: Transfer, network: nn.Module, scale: Scale) -> int:
+    """Return what the sides of a network's images have to be multiples of."""
+    if isinstance(transfer, Backbone):
+        return transfer.multiple(network)
+    return 2 ** scale.depth(transfer.downsample)
 
 
 def check_size(predictor: Predictor, size: int | str | None) -> None:

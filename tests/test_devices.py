@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_backbones import OWN
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow  # each rank is a process that starts Python
@@ -118,6 +119,18 @@ def test_weights_after_ten_steps_are_those_of_one_process(tmp_path):
     torch.testing.assert_close(both, one, rtol=1e-9, atol=1e-10)
     first, last = one["steps"][0]["losses"]["loss"], one["steps"][-1]["losses"]["loss"]
     assert abs(float(last / first) - 1) > 0.01  # it trained
+
+
+def test_averages_of_batch_normalisation_are_shared(trainings, tmp_path):
+    """Two processes measure with the averages that the checkpoint holds, as one process does."""
+    (tmp_path / "own.py").write_text(OWN)
+    flags = (*trainings.flags, f"--network={tmp_path}/own.py:build", "--lr=1e-2")
+    two = trainings.finish("two", 2, *flags, "--batch-size=2")
+    file = two / "rgb2normal_consistency.pth"
+    one = trainings.finish("one", 1, *flags, f"--init={file}", "--visualize")
+    trained = json.loads((two / "evaluation.json").read_text())["trained"]
+    again = json.loads((one / "evaluation.json").read_text())["before"]
+    assert difference(trained, again) < 1e-5
 
 
 def begun(program: subprocess.Popen, folder: Path, records: int) -> None:

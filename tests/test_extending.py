@@ -68,6 +68,16 @@ def test_an_example_trains_by_its_command(run, example, more_networks, command):
     assert list(folder.glob("*.pth"))
 
 
+def test_a_network_of_ones_own(run, example, networks):
+    status, output, results = run(
+        "example_normal", "--k=1", "--steps-per-epoch=1",
+        f"--network={example('my_network.py')}:build",
+    )  # fmt: skip
+    assert status == 0, output
+    (folder,) = results.iterdir()
+    assert list(folder.glob("*.pth"))
+
+
 @pytest.mark.slow  # a process that starts Python
 def test_train_edges_knows_the_rows_of_an_example(run, example, networks, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a reader puts the file beside train.py

@@ -15,6 +15,7 @@ FLOORS = [
     ["utils", "modules"],
     ["files", "task_configs", "precision", "balancing", "choosing"],
     ["tables", "loading", "rooms", "transfers", "energy", "colouring"],
+    ["backbones"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
     ["packing", "logger", "sources", "label_cache"],
     ["training", "measuring"],

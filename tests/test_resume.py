@@ -16,6 +16,7 @@ import pytest
 import torch
 from forked import Program
 from PIL import Image
+from test_backbones import OWN
 
 import training.loop
 from files import only_process_in, read_json
@@ -187,6 +188,19 @@ def test_signals_and_their_exit_status(runs, number):
     status, output = runs.start("two", *arguments, prepare=twice).finish()
     assert status == 128 + number and "goes on" not in output, output
     assert last_state(runs.of("two"))["training"] is None
+
+
+def test_a_network_with_dropout_goes_on_as_if_not_stopped(runs, tmp_path):
+    """Batch normalisation's averages and what dropout draws are those of the whole run."""
+    (tmp_path / "own.py").write_text(OWN)
+    network = f"--network={tmp_path}/own.py:build"
+    arguments = ("example_normal", "--k=1", "--winrate", "--lr=1e-2", network)
+    assert runs.start("whole", *arguments).finish()[0] == 0
+    status, output = runs.start("parts", *arguments, prepare=signals_at(2)).finish()
+    assert status == 143 and f"--resume {runs.of('parts')} {network} goes on" in output
+    status, output = runs.resume("parts", "example_normal", network).finish()
+    assert status == 0, output
+    assert_the_same(runs.of("parts"), runs.of("whole"))
 
 
 def test_what_a_resumed_run_may_be_asked_for(runs):

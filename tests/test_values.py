@@ -16,7 +16,7 @@ from utils import ROOT
 PROGRAMS = (
     "train", "demo", "scripts.train_edges", "scripts.energy_calc", "scripts.energy_map",
     "scripts.energy_shift", "scripts.check_data", "scripts.pack", "scripts.download",
-    "scripts.make_rooms", "scripts.benchmark",
+    "scripts.make_rooms", "scripts.benchmark", "scripts.export",
 )  # fmt: skip
 VALUES = ("0", "-1", "1e30", "nan", "", "None", "x" * 300, "a,b")
 SECONDS = 60  # a hang, on any machine
@@ -50,6 +50,8 @@ def least_work(rooms: Path, networks: Path, folder: Path) -> dict[str, list[str]
         "scripts.benchmark": ["--parts=cost", f"--output={folder / 'benchmarks.md'}",
                               "--repeats=1", "--image-size=16", "--width=8", "--batch-size=1",
                               "--config=example_cascade"],
+        "scripts.export": [str(networks / "rgb2normal_baseline.pth"),
+                           f"--to={folder / 'model.safetensors'}"],
     }  # fmt: skip
 
 

@@ -25,6 +25,8 @@ def announcement(
     run = options.run
     source, target = objective.transfer.edge
     started = record["inputs"]["networks"].get(objective.transfer.name)
+    own = objective.backbone
+    network = f", the network of {own.code} ({own.sha256[:8]})" if own else ""
     start = f"{started['file']} ({started['sha256'][:8]})" if started else "scratch"
     views = ", ".join(f"{name} {len(part.views)}" for name, part in parts.items())
     processes = record["processes"]
@@ -37,7 +39,7 @@ def announcement(
         f"seed {plan.seed}"
     )
     lines = {
-        "run": f"{objective.name}: {source} → {target}, from {start}",
+        "run": f"{objective.name}: {source} → {target}{network}, from {start}",
         "data": f"{sources.data_text}; views: {views}",
         "networks": sources.networks_text,
         "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),

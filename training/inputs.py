@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from backbones import Backbone
 from files import sha256
 from loading.packs import PACK_INDEX, PACKED
 from training.data import Part
@@ -14,13 +15,16 @@ EXAMINED = 100_000  # at most so many files of a part are looked at
 SMALL = 256 * 2**20  # bytes of files up to which their contents are compared
 
 
-def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
+def inputs_of(
+    networks: Mapping[str, Path], parts: Mapping[str, Part], own: Backbone | None = None
+) -> dict:
     """Return the record of what a run reads, for run.json.
 
     `networks` are the checkpoints that were loaded, {transfer: file}. For each network,
     the record holds its file and SHA-256; for each part of the data the number of views and a
-    digest of their names and files (see `views_digest`). Raises UserError if a file cannot be
-    read.
+    digest of their names and files (see `views_digest`). If the network that trains is the
+    user's `own`, "code" holds its function and its file's SHA-256. Raises UserError if a file
+    cannot be read.
     """
     return {
         "networks": {n: {"file": str(p), "sha256": sha256(p)} for n, p in networks.items()},
@@ -28,6 +32,7 @@ def inputs_of(networks: Mapping[str, Path], parts: Mapping[str, Part]) -> dict:
             name: {"count": len(part.views), "digest": views_digest(part)}
             for name, part in parts.items()
         },
+        **({"code": {"function": own.function, "sha256": own.sha256}} if own else {}),
     }
 
 
@@ -87,6 +92,8 @@ def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
                 f"{after['file']} is not the network that it began with "
                 f"({before['sha256'][:8]} then, {after['sha256'][:8]} now)"
             )
+    if recorded.get("code") != now.get("code"):
+        found.append("the file or the function of `network` is another")
     for name, before in recorded["views"].items():
         after = now["views"].get(name, {"count": 0, "digest": ""})
         if before["count"] != after["count"]:

@@ -30,19 +30,22 @@ def installed_file(objective: Objective, sources: Sources, force: bool) -> Path:
 
 
 def install(checkpoint: Path, file: Path, objective: Objective, sources: Sources) -> Path | None:
-    """Copy a run's checkpoint to `file`, in float16, and return the replaced file's new name.
+    """Copy a run's checkpoint to `file`, and return the replaced file's new name.
+
+    In float16, except for a network of the user's own, which may hold numbers beyond its range.
 
     A file that is there already is renamed to {name}_replaced_{number}.pth, else None.
     """
     weights, record = read_weights(checkpoint)
     network = objective.transfer.build(sources.scale)
     network.load_state_dict(weights)
+    half = objective.backbone is None
     made_by = {key: value for key, value in record.items() if key not in sources.scale.record()}
     made_by.pop("network", None)
     kept = _kept_name(file) if file.exists() else None
     if kept:
         file.rename(kept)
-    save_network(file, network, sources.scale, half=True, **made_by)
+    save_network(file, network, sources.scale, half=half, **made_by)
     return kept
 
 

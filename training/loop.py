@@ -115,7 +115,7 @@ class Trainer:
         self.graph, self.logger, self.ranks = graph, logger, ranks or Ranks()
         self._train, self._val = realities["train"], realities["val"]
         self._labels = labels or {name: LabelCache(Budget(0)) for name in realities}
-        optimizer = make_optimizer(graph.target.parameters(), plan.lr)
+        optimizer = make_optimizer(graph.trained_parameters, plan.lr)
         self._step = Step(
             graph, plan.config, optimizer, self._train.device, plan.mode, plan.squared,
             plan.balance_every, plan.precision, self.ranks, self._labels["train"],
@@ -151,9 +151,10 @@ class Trainer:
     def state_dict(self) -> dict:
         """Return all that the remaining training depends on, except the log's state.
 
-        Raises NotFinite if an unchecked step was bad.
+        To be called on all ranks. Raises NotFinite if an unchecked step was bad.
         """
         self.check()
+        self.ranks.share_buffers(self.graph.target)
         return {
             "progress": dict(vars(self.progress)),
             "weights": {name: float(weight) for name, weight in self._step.weights.items()},
@@ -213,6 +214,9 @@ class Trainer:
 
     def _take_step(self, batch: Batch) -> None:
         """Take one step: losses, gradients, update, log."""
+        # Layers that draw random numbers (dropout) draw the same after a run was resumed.
+        draw = f"{self.plan.seed}/{self.global_step}/{self.ranks.rank}"
+        torch.manual_seed(random.Random(draw).getrandbits(63))
         losses = self._step(batch, self.progress.chosen)
         if self.plan.schedule == "cosine":
             self._decay.step()
@@ -271,6 +275,7 @@ class Trainer:
     def validate(self) -> None:
         """Measure and log all losses on all validation views; set the win rates and val error."""
         self.graph.eval()
+        self.ranks.share_buffers(self.graph.target)
         yardsticks = {} if self.plan.at_random else self._measurable_yardsticks()
         per_view: dict[str, list[Tensor]] = {}
         for batch in self._val:

@@ -33,14 +33,21 @@ def build_graph(
     files: dict[str, Path] = {}
     for edge in edges_of(paths_for(config, losses_in_use(losses, objective.by_win_rate))):
         transfer = get_transfer(*edge, sources.models_dirs[0])
+        if edge == target:
+            transfer = objective.transfer
         if edge == target and objective.init != "baseline":
-            networks[edge] = transfer.build(sources.scale)
+            networks[edge] = _untrained(objective, sources)
             if objective.init != "scratch":
-                load_network(networks[edge], objective.init, sources.scale, edge, any_size=True)
+                load_network(
+                    networks[edge], objective.init, sources.scale, edge, any_size=True,
+                    transfer=transfer,
+                )  # fmt: skip
                 files[transfer.name] = Path(objective.init)
             continue
         try:
             networks[edge] = sources.network(transfer, objective.name)
+            if edge == target and objective.backbone:
+                objective.backbone.check_training(networks[edge], sources.scale)
         except OSError as error:
             text = f"no ImageNet weights: {transfer.checkpoint} is not in a models folder and "
             text += f"torchvision's download failed ({error})"
@@ -56,6 +63,16 @@ def build_graph(
             files[transfer.name] = file
     networks = {edge: parallelised(network) for edge, network in networks.items()}
     return _prepared(TaskGraph(networks, target), options.compute, device), losses, files
+
+
+def _untrained(objective: Objective, sources: Sources) -> nn.Module:
+    """Return the network that trains with its first weights, which `init` may replace."""
+    own = objective.backbone
+    if own is None:
+        return objective.transfer.build(sources.scale)
+    network = own.build(sources.scale, pretrained=objective.init == "scratch")
+    own.check_training(network, sources.scale)
+    return network
 
 
 def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:

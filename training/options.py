@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from backbones import Backbone, backbone
 from datasets import check_loading
 from energy import (
     direct_only,
@@ -59,7 +60,9 @@ class NetworkOptions:
         levels: how often the deepest networks halve the image; the others lose as many levels
             as these (default: what the checkpoints record, or 6 at 256 pixels, 5 at 128, …).
         init: baseline (the transfer's own checkpoint; the default for configurations),
-            scratch (the default for transfers) or the path of a checkpoint.
+            scratch (the default for transfers, and with `network`) or the path of a checkpoint.
+        network: FILE.py:FUNCTION, a function of your own that builds the network to train, in
+            place of the table's (docs/extending.md). --resume needs it again.
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
         no_imagenet: leave out the loss that needs the ImageNet network.
@@ -74,6 +77,7 @@ class NetworkOptions:
     width: int | None = None
     levels: int | None = None
     init: str | None = None
+    network: str | None = None
     strict: bool = False
     no_imagenet: bool = False
     install: bool = False
@@ -220,7 +224,8 @@ class Objective:
 
     `row` is the named transfer, or None for a configuration. `perceptual` are the requested
     perceptual losses. `by_win_rate` tells whether win rates choose among them. `init` is
-    "baseline", "scratch" or the path of a checkpoint.
+    "baseline", "scratch" or the path of a checkpoint. `backbone` is the row of a network of the
+    user's own, which takes the table's place.
     """
 
     name: str
@@ -229,11 +234,12 @@ class Objective:
     perceptual: tuple[str, ...]
     by_win_rate: bool
     init: str
+    backbone: Backbone | None = None
 
     @property
     def transfer(self) -> Transfer:
-        """The row of the transfer table for the network that trains."""
-        return TRANSFERS[self.config["paths"]["n(x)"]]
+        """The row of the network that trains: of the transfer table, or the user's own."""
+        return self.backbone or TRANSFERS[self.config["paths"]["n(x)"]]
 
     @property
     def squared(self) -> bool:
@@ -242,18 +248,23 @@ class Objective:
 
 
 def objective_of(options: Options) -> Objective:
-    """Return the objective that the options name. Raises UserError if there is none."""
+    """Return the objective that the options name. Raises UserError if there is none.
+
+    Runs the file of the option `network`, if there is one.
+    """
     config = find_config(options.config)
     assert options.config is not None  # find_config raises
     row = transfer_by_name(options.config)
-    losses = options.losses
+    losses, network = options.losses, options.networks.network
+    own = backbone(network, TRANSFERS[config["paths"]["n(x)"]]) if network else None
     return Objective(
         options.config,
         config,
         row,
         tuple(restricted(config, losses.perceptual, options.networks.no_imagenet)),
         not losses.random_select and losses.mode == "winrate" and losses.k != 0,
-        options.networks.init or ("scratch" if row else "baseline"),
+        options.networks.init or ("scratch" if row or own else "baseline"),
+        own,
     )
 
 

@@ -21,7 +21,10 @@ from transfers import Scale
 from utils import UserError, reason_of
 
 # The entries of run.json that each checkpoint records too.
-MADE_BY = "command", "config", "seed", "epochs", "steps_per_epoch", "lr"
+MADE_BY = (
+    "command", "config", "seed", "epochs", "steps_per_epoch", "lr", "network_file",
+    "network_function", "network_sha256",
+)  # fmt: skip
 
 
 class RunOutput:
@@ -128,7 +131,7 @@ class RunOutput:
     @property
     def made_by(self) -> dict:
         """How the network was made, for its checkpoint."""
-        return {key: self.record[key] for key in MADE_BY}
+        return {key: self.record[key] for key in MADE_BY if key in self.record}
 
     def keep_for_replay(self, error: NotFinite, trainer: Trainer) -> str:
         """Save the batch and the weights of a step that failed, so that it can be replayed.

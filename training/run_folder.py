@@ -16,7 +16,7 @@ from utils import UserError, log
 RECORD = "run.json"
 # Options that a resumed run may change, because they do not affect the results.
 FREE = {"resume", "resume_anyway", "results_dir", "visdom_server", "visdom_port", "visdom_env",
-        "num_workers", "quiet", "save_every", "install", "force"}  # fmt: skip
+        "num_workers", "quiet", "save_every", "install", "force", "network"}  # fmt: skip
 
 
 def new_folder(results_dir: Path, options: Options, processes: int) -> Path:
@@ -122,6 +122,7 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
             f"and goes on with as many, not {processes}: each takes its share of a batch"
         )
     flags = dict(recorded["arguments"])
+    _check_network(folder, flags.get("network"), requested["network"])
     # The cosine schedule depends on the number of epochs, and both phases of a comparison
     # must have the same number.
     may_extend = recorded.get("schedule") == "constant" and not flags["compare_direct"]
@@ -139,6 +140,23 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
     if "installed" in recorded and not requested["install"]:
         flags["install"] = flags["force"] = False  # once is enough
     return Options.from_flags(flags)
+
+
+def _check_network(folder: Path, before: str | None, now: str | None) -> None:
+    """Raise UserError unless the user names the file with the network again, or there is none.
+
+    What the file holds is compared by `check_unchanged`.
+    """
+    if before and not now:
+        raise UserError(
+            f"the run in {folder} trains the network of {before}: add `network` "
+            f"{shlex.quote(before)} (code is only run from a file that you name)"
+        )
+    if now and not before:
+        raise UserError(
+            f"`network` {now}: the run in {folder} was begun with none; leave it out to go on "
+            f"with that run"
+        )
 
 
 def check_record(folder: Path, record: Mapping) -> None:

@@ -144,7 +144,7 @@ class Step:
     age: int = 0  # steps since the weights were measured
 
     def __post_init__(self) -> None:
-        self.parameters = list(self.graph.target.parameters())
+        self.parameters = self.graph.trained_parameters
         self.bad = torch.zeros((), device=self.device)
 
     def __call__(self, batch: Batch, chosen: Sequence[str]) -> dict[str, Tensor]:
