@@ -16,7 +16,7 @@ from measuring.consistency_energy import UNLABELLED, energy_graph
 from measuring.demo_networks import TARGETS, Choice, choose_networks
 from measuring.prediction import load_predictor
 from pictures import Ball, Bar, Column, page
-from sources import Sources
+from sources import VARIANTS, Sources
 from task_configs import TASKS
 from transfers import Edge
 from utils import UserError, log
@@ -51,12 +51,13 @@ def resized(values: Tensor, size: Sequence[int]) -> Tensor:
 def shown_networks(models_dir: str | None, device: torch.device) -> dict[Edge, AtSize]:
     """Return the networks from rgb that the demo shows, trained with consistency if there are.
 
-    A target for which the demo has no networks in `models_dir` is left out.
+    A target for which the demo has no networks in `models_dir` is left out. Other publishers'
+    networks are not used: those of the paths are not trained on their predictions.
     """
     found = {}
     for task, target in TARGETS.items():
         try:
-            chosen = choose_networks(task, models_dir=models_dir)
+            chosen = choose_networks(task, models_dir=models_dir, variants=VARIANTS)
         except UserError:
             continue
         label = "consistency" if "consistency" in chosen.paths else next(iter(chosen.paths))

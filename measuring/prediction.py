@@ -16,6 +16,7 @@ from devices import choose_device
 from loading.photographs import as_image, open_image, square, whole
 from measuring.demo_networks import TARGETS, Choice, choose_networks
 from models import load_network, recorded_scale
+from other_networks import PUBLISHERS, load_published, recognised
 from precision import forward_only
 from sources import VARIANTS
 from transfers import FULL_SIZE, TRANSFERS, Scale
@@ -36,14 +37,15 @@ def predict(
 
     `image` is a file, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W) or
     (1, H, W); arrays and tensors hold uint8, or floats in [0, 1]. `task` is normal (3
-    channels), depth (1) or reshading (3). `variant` is "consistency" or "baseline";
-    `checkpoint`, a file or a run's folder, takes its place. The other parameters are those of
+    channels), depth (1) or reshading (3). `variant` is "consistency", "baseline", or
+    another publisher's network in the models folder, "omnidata" or "taskonomy"; `checkpoint`, a
+    file or a run's folder, takes its place. The other parameters are those of
     demo.py. Networks are cached between calls. Warns if the small rooms networks are used
     because no others were found. Raises UserError if the image cannot be read, or the networks
     are missing.
     """
     check_one_of("task", task, tuple(TARGETS))
-    check_one_of("variant", variant, VARIANTS)
+    check_one_of("variant", variant, (*VARIANTS, *PUBLISHERS))
     predictor = _kept_predictor(task, variant, checkpoint, model, models_dir)
     check_size(predictor, size)
     colour = open_image(image) if isinstance(image, str | Path) else as_image(image)
@@ -116,9 +118,15 @@ class Predictor:
         for label, network in self.networks.items():
             values = network(by_size[self.scales[label].image_size]).float().clamp(0, 1)
             if not size and values.shape[-1] != FULL_SIZE:
-                values = F.interpolate(values, size=(FULL_SIZE, FULL_SIZE), mode="bilinear")
+                values = _resized(values)
             predictions[label] = values
         return predictions
+
+
+def _resized(values: Tensor) -> Tensor:
+    """Resize to 256 × 256 pixels; larger predictions with antialiasing."""
+    size, larger = (FULL_SIZE, FULL_SIZE), values.shape[-1] > FULL_SIZE
+    return F.interpolate(values, size=size, mode="bilinear", antialias=larger)
 
 
 def load_predictor(task: str, chosen: Choice, device: torch.device) -> Predictor:
@@ -126,6 +134,10 @@ def load_predictor(task: str, chosen: Choice, device: torch.device) -> Predictor
     transfer = TRANSFERS["rgb", TARGETS[task]]
     networks, scales = {}, {}
     for label, path in chosen.paths.items():
+        if recognised(path):
+            network, scales[label] = load_published(path)
+            networks[label] = network.to(device).eval()
+            continue
         scales[label] = recorded_scale(path, transfer.build)
         networks[label] = transfer.build(scales[label]).to(device).eval()
         load_network(networks[label], path, scales[label])

@@ -470,7 +470,8 @@ def test_omnidata_comes_from_its_publisher_or_else_from_the_mirror(
     publisher.files = {name: checkpoint(2)}
     status, output = fetched(run, "omnidata", str(tmp_path / "b"))
     last = output.splitlines()[-1]
-    assert status == 2 and f"tried {addresses.FILES[name]} (it is not there); set XTC_MIRROR" in last
+    address = addresses.FILES[name]
+    assert status == 2 and f"tried {address} (it is not there); set XTC_MIRROR" in last
     assert last.endswith(f"that holds {name}") and not (tmp_path / "b").exists()
     monkeypatch.setenv("XTC_MIRROR", publisher.url)
     assert fetched(run, "omnidata", str(tmp_path / "b"))[0] == 0

@@ -16,7 +16,7 @@ FLOORS = [
     ["files", "task_configs", "precision", "balancing", "choosing"],
     ["tables", "loading", "rooms", "transfers", "energy", "colouring"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
-    ["packing", "logger", "sources", "label_cache"],
+    ["packing", "logger", "sources", "label_cache", "other_networks"],
     ["training", "measuring"],
     ["train", "demo", "scripts"],
 ]

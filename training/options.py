@@ -59,7 +59,8 @@ class NetworkOptions:
         levels: how often the deepest networks halve the image; the others lose as many levels
             as these (default: what the checkpoints record, or 6 at 256 pixels, 5 at 128, …).
         init: baseline (the transfer's own checkpoint; the default for configurations),
-            scratch (the default for transfers) or the path of a checkpoint.
+            scratch (the default for transfers), the path of a checkpoint, or omnidata (its U-Net
+            for normals, which scripts.download fetches).
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
         no_imagenet: leave out the loss that needs the ImageNet network.
@@ -219,7 +220,7 @@ class Objective:
 
     `row` is the named transfer, or None for a configuration. `perceptual` are the requested
     perceptual losses. `by_win_rate` tells whether win rates choose among them. `init` is
-    "baseline", "scratch" or the path of a checkpoint.
+    "baseline", "scratch", "omnidata" or the path of a checkpoint.
     """
 
     name: str
