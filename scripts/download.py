@@ -185,7 +185,7 @@ class Download:
             try:
                 unlisted = self._from_mirror(mirror, missing)
             except Unreachable as error:
-                failure = f"{error}; is XTC_MIRROR right?"
+                failure = str(error)
         if missing := self.lacking(names):
             raise UserError(self._explain(mirror, failure, missing, unlisted, len(names)))
 
@@ -203,7 +203,10 @@ class Download:
                 f"set XTC_MIRROR to the address of a folder that holds {holds}"
             )
         if failure:
-            return f"{failure} It has to hold {holds}; before, {tried}"
+            return (
+                f"{failure}; XTC_MIRROR has to be the address of a folder that holds {holds}; "
+                f"before, {tried}"
+            )
         lost = [name for name in missing if name not in unlisted]
         lacks = [
             f"{verb} {len(part)} of {count}: {', '.join(part)}"

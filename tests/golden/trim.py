@@ -51,7 +51,8 @@ def main(folder: Path) -> None:
                 image, crop = image.crop((56, 56, 456, 456)), "_crop400"
             path = TARGET / "preproc_inputs" / f"A{crop}_{name}.png"
             image.save(path, optimize=True)
-    trim_others(folder.parent / "other_networks", TARGET / "other_networks")
+    if (others := folder.parent / "other_networks").is_dir():
+        trim_others(others, TARGET / "other_networks")
     size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
     print(f"{TARGET}: {size / 2**20:.2f} MiB")
 
