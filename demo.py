@@ -64,7 +64,7 @@ def main(
         compare: write {name}_{task}_compare.png too: the input and all predictions.
         size: predict the whole image in its own aspect, its shorter side about that many
             pixels, instead of the centre square at the size of the network's training.
-        checkpoint: the networks to use, comma-separated: checkpoint files or runs' folders.
+        checkpoint: the networks, comma-separated: files, runs' folders, omnidata or taskonomy.
         model: published (those in the models folder) or rooms (the small networks shipped with
             this project). Default: published where at least one is there, else rooms.
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder).

@@ -227,6 +227,15 @@ def load_network(
     return record
 
 
+def fill_network(network: nn.Module, path: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Give `network` weights that `read_weights` has read from `path`.
+
+    Raises UserError if they do not fit, as `load_network`.
+    """
+    _check_shapes(path, network, weights, None)
+    network.load_state_dict(weights)
+
+
 def _check_shapes(
     path: str | Path, network: nn.Module, weights: Mapping[str, Tensor], scale: Scale | None
 ) -> None:

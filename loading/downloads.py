@@ -24,7 +24,11 @@ SUMS = "SHA256SUMS"  # optional file of a mirror; the authors published neither 
 CUT = OSError, http.client.HTTPException  # errors of a broken connection (URLError included)
 
 
-class NotThere(UserError):
+class Unreachable(UserError):
+    """The host cannot be reached, or does not send the file."""
+
+
+class NotThere(Unreachable):
     """The host does not have the file."""
 
 
@@ -42,6 +46,7 @@ def fetch(
     check: Callable[[Path], object],
     sha256: str = "",
     quiet: bool = True,
+    attempts: int | None = None,
 ) -> None:
     """Download `url` to `path`.
 
@@ -52,8 +57,9 @@ def fetch(
 
     The file is renamed to `path` when it is complete: when its length and, if given, its
     SHA-256 are right, and `check` raises no UserError. Raises NotThere if the host does not have
-    the file. Raises UserError if the host does not respond or sends something else, or if the
-    transfer is interrupted too often.
+    the file, Unreachable if it does not respond or sends a web page, or if the transfer is
+    interrupted `attempts` times in a row (default: `ATTEMPTS`) without progress. Raises
+    UserError if the file is not what was expected.
     """
     part = path.with_name(f"{path.name}.part")
     failures, previous = 0, -1
@@ -64,9 +70,9 @@ def fetch(
         except Interrupted as error:
             size = _size(part)
             failures, previous = (failures + 1 if size <= previous else 1), size
-            if failures >= ATTEMPTS:
+            if failures >= (attempts or ATTEMPTS):
                 text = f"{url} was cut off after {size} bytes ({error}); the same again goes on"
-                raise UserError(text) from None
+                raise Unreachable(text) from None
             time.sleep(PAUSE * 2 ** (failures - 1))
     try:
         if sha256:
@@ -193,12 +199,12 @@ def _opened(url: str, offset: int, version: Mapping) -> http.client.HTTPResponse
             raise NotThere(f"no file {url}") from None
         if isinstance(reason, (TimeoutError, ConnectionResetError, http.client.HTTPException)):
             raise Interrupted(str(reason) or type(reason).__name__) from None
-        raise UserError(f"no answer from {url}: {reason}; is XTC_MIRROR right?") from None
+        raise Unreachable(f"no answer from {url}: {reason}") from None
     except ValueError as error:
         raise UserError(f"{url} is no address: {error}") from None
     if "html" in (response.headers.get("Content-Type") or ""):
         response.close()
-        raise UserError(f"{url} gives a web page, not the file: is XTC_MIRROR right?")
+        raise Unreachable(f"{url} gives a web page, not the file")
     if response.status == 206:
         if not (response.headers.get("Content-Range") or "").startswith(f"bytes {offset}-"):
             response.close()
@@ -222,14 +228,14 @@ def _check_end(url: str, offset: int, error: urllib.error.HTTPError) -> None:
         raise NotThere(f"no file {url}") from None
     if error.code == 429 or error.code >= 500:
         raise Interrupted(f"the host answers {error.code} {error.reason}")
-    raise UserError(f"{url}: the host answers {error.code} {error.reason}")
+    raise Unreachable(f"{url}: the host answers {error.code} {error.reason}")
 
 
 def _check_sum(url: str, part: Path, sha256: str) -> None:
     with open(part, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256:
-        raise UserError(f"its SHA-256 is {digest}, {SUMS} says {sha256}")
+        raise UserError(f"its SHA-256 is {digest}, not {sha256}")
 
 
 # A line of SHA256SUMS as sha256sum and shasum write it, with two spaces, or a space and a star
@@ -244,7 +250,7 @@ BSD_LINE = re.compile(
 def read_sums(mirror: str) -> dict[str, str] | None:
     """Return {file: SHA-256} from a mirror's SHA256SUMS, or None if it has no such file.
 
-    Raises UserError if the mirror does not respond, or if the file cannot be parsed.
+    Raises Unreachable if the mirror does not respond, and UserError if the file cannot be parsed.
     """
     try:
         response = _opened(f"{mirror}/{SUMS}", 0, {})
@@ -254,7 +260,7 @@ def read_sums(mirror: str) -> dict[str, str] | None:
     except NotThere:
         return None
     except (*CUT, Interrupted) as error:
-        raise UserError(f"{mirror} does not answer: {error}") from None
+        raise Unreachable(f"{mirror} does not answer: {error}") from None
     if len(content) > BLOCK:
         raise UserError(f"{mirror}/{SUMS} is no list of checksums: it is too long")
     return parse_sums(content.decode("utf-8-sig", "replace"), f"{mirror}/{SUMS}")

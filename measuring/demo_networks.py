@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from other_networks import (
+    PUBLISHERS,
+    find_published,
+    is_publisher,
+    published_file,
+    recognised,
+)
 from sources import DEMO_MODELS, STEMS, VARIANTS, checkpoint_names, find_variant, own_models
 from utils import UserError, check_one_of, log, read_job
 
+# What the demo looks for in the models folder.
+DEMO_VARIANTS = (*VARIANTS, *PUBLISHERS)
 TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
 
 
@@ -14,7 +23,8 @@ TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading
 class Choice:
     """The checkpoints to load, {label: file}, and one line that describes them.
 
-    The labels are "baseline" and "consistency", or come from the files' names.
+    The labels are "baseline" and "consistency", publishers ("omnidata", "taskonomy"), or come from
+    the files' names.
     `stands_in`: these are the shipped rooms networks because no others were found.
     """
 
@@ -29,11 +39,12 @@ def choose_networks(
     checkpoint: Sequence[str | Path] | None = None,
     model: str | None = None,
     models_dir: str | Path | None = None,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] = DEMO_VARIANTS,
 ) -> Choice:
     """Choose the networks of a task: normal, depth or reshading. The first rule that applies:
 
-    1. `checkpoint`: these files; of a folder, all of its networks for the task.
+    1. `checkpoint`: these files; of a folder, all of its networks for the task; omnidata or
+       taskonomy: that publisher's network in `models_dir`, or where the third rule looks.
     2. `model` rooms: the networks shipped with the project.
     3. Those of the `variants` that are in `models_dir` (default: models/ of the job's base
        folder, then models/trained there), one is enough.
@@ -44,15 +55,20 @@ def choose_networks(
     """
     check_one_of("model", model or "rooms", ("published", "rooms"))
     if checkpoint is not None:
-        if model is not None or models_dir is not None:
+        named = [str(entry) for entry in checkpoint if is_publisher(entry)]
+        if model is not None or (models_dir is not None and not named):
             raise UserError("`checkpoint` names the networks: give no `model` and no `models_dir`")
-        paths = _given(task, [Path(entry) for entry in checkpoint])
+        paths = _given(task, [_file_of(task, entry, models_dir) for entry in checkpoint])
         return Choice(paths, f"networks: {_listed(paths)}")
     if model == "rooms" and models_dir is not None:
         raise UserError("`model` rooms are those shipped with the project: no `models_dir`")
-    folders = [Path(models_dir)] if models_dir is not None else own_models(read_job())
+    folders = _folders(models_dir)
     paths = _variants_in(folders, TARGETS[task], variants) if model != "rooms" else {}
-    missing = ", ".join(checkpoint_names(TARGETS[task], v)[0] for v in variants if v not in paths)
+    others = [v for v in variants if v in PUBLISHERS]
+    if others == list(variants) and not paths:  # asked for by name
+        published_file(others[0], TARGETS[task], folders)
+    names = (checkpoint_names(TARGETS[task], v)[0] for v in variants if v not in (*paths, *others))
+    missing = ", ".join(names)
     if model != "rooms":
         for folder in folders:
             _log_passed_over(folder, task, paths, variants)
@@ -76,24 +92,52 @@ def _listed(paths: dict[str, Path]) -> str:
 
 
 def _ways(task: str) -> str:
+    omnidata = " (for photographs: python -m scripts.download omnidata)" if task == "normal" else ""
     return (
         f"name a run's folder or a file with `checkpoint` (python -m train "
         f"multiperceptual_{task} trains one), or fetch the published ones with "
-        f"tools/download_models.sh"
+        f"tools/download_models.sh{omnidata}"
     )
 
 
+def _folders(models_dir: str | Path | None) -> list[Path]:
+    return [Path(models_dir)] if models_dir is not None else own_models(read_job())
+
+
 def _variants_in(folders: Sequence[Path], target: str, variants: Sequence[str]) -> dict[str, Path]:
-    return {v: path for v in variants if (path := find_variant(folders, target, v))}
+    found = {}
+    for variant in variants:
+        find = find_published if variant in PUBLISHERS else _find_own
+        if path := find(variant, target, folders):
+            found[variant] = path
+    return found
+
+
+def _find_own(variant: str, target: str, folders: Sequence[Path]) -> Path | None:
+    return find_variant(folders, target, variant)
 
 
 # ---- given checkpoints --------------------------------------------------------------
+
+
+def _file_of(task: str, entry: str | Path, models_dir: str | Path | None) -> Path:
+    """Return the entry as a path; of a publisher's name, its network's file."""
+    if not is_publisher(entry):
+        return Path(entry)
+    return published_file(str(entry), TARGETS[task], _folders(models_dir))
 
 
 def _given(task: str, entries: Sequence[Path]) -> dict[str, Path]:
     """Return the networks of files and folders, {label: file}."""
     files = [file for entry in entries for file in _files_of(task, entry)]
     for file in files:
+        if (found := recognised(file)) and found.domain != TARGETS[task]:
+            raise UserError(f"{file} is a network rgb → {found.domain}, not rgb → {task}")
+        if found and found.domain not in PUBLISHERS[found.publisher]:
+            raise UserError(
+                f"{file}: the unit of Taskonomy's own depth is not known, so the demo does not "
+                f"show it"
+            )
         others = [t for t, name in TARGETS.items() if t != task and _suffix(file, name) is not None]
         if others and _suffix(file, TARGETS[task]) is None:
             raise UserError(f"{file} is a network rgb → {others[0]}: `task` {others[0]} shows it")
@@ -134,6 +178,8 @@ def _label(file: Path, task: str) -> str:
 
     The network of a run that trained a transfer, rgb2normal.pth, is a baseline.
     """
+    if found := recognised(file):
+        return found.publisher
     suffix = _suffix(file, TARGETS[task])
     return file.stem if suffix is None else suffix.removeprefix("_") or "baseline"
 

@@ -15,7 +15,7 @@ from measuring.consistency_energy import UNLABELLED, energy_graph
 from measuring.demo_networks import TARGETS, Choice, choose_networks, for_task
 from measuring.prediction import load_predictor, resized
 from pictures import Ball, Bar, Column, page
-from sources import Sources
+from sources import VARIANTS, Sources
 from task_configs import TASKS
 from transfers import Edge
 from utils import UserError, log
@@ -46,7 +46,8 @@ def shown_networks(
     """Return the networks from rgb that the demo shows, trained with consistency if there are.
 
     Those in `checkpoint`, files or folders, take the place of others. A target for which the
-    demo has no networks in `models_dir` is left out. Logs the file of each. Raises UserError if
+    demo has no networks in `models_dir` is left out. Other publishers' networks are not used: those
+    of the paths are not trained on their predictions. Logs the file of each. Raises UserError if
     nothing in `checkpoint` is a network rgb → normal, depth or reshading by its name.
     """
     given = {task: for_task(task, checkpoint or ()) for task in TARGETS}
@@ -61,7 +62,7 @@ def shown_networks(
             if given[task]:
                 chosen = choose_networks(task, checkpoint=given[task])
             else:
-                chosen = choose_networks(task, models_dir=models_dir)
+                chosen = choose_networks(task, models_dir=models_dir, variants=VARIANTS)
         except UserError:
             if given[task]:
                 raise

@@ -19,6 +19,7 @@ from loading.photographs import as_image, open_image, square, unchanged, whole
 from losses import at_least_float32
 from measuring.demo_networks import TARGETS, Choice, choose_networks
 from models import load_network, read_record, recorded_scale
+from other_networks import PUBLISHERS, load_published, recognised
 from precision import forward_only
 from sources import VARIANTS
 from transfers import FULL_SIZE, TRANSFERS, Scale, Transfer
@@ -44,7 +45,8 @@ def predict(
     `image` is a file, a Pillow image, an array (H, W, 3) or (H, W), or a tensor (3, H, W),
     (1, H, W) or, for a batch, (B, 3, H, W) or (B, 1, H, W). Arrays and tensors hold uint8, or
     floats in [0, 1]. `task` is normal (3 channels), depth (1) or reshading (3). `variant` is
-    "consistency" or "baseline"; `checkpoint`, a file or a run's folder, takes its place.
+    "consistency", "baseline", or another publisher's network in the models folder, "omnidata"
+    or "taskonomy"; `checkpoint`, a file or a run's folder, takes its place.
 
     By default, the result is of the image's centre square, 256 × 256. With a number as `size`,
     it is of the whole image, its shorter side of about that many pixels. With "own", it is of
@@ -56,7 +58,7 @@ def predict(
     others were found. Raises UserError if the image cannot be read, or the networks are missing.
     """
     check_one_of("task", task, tuple(TARGETS))
-    check_one_of("variant", variant, VARIANTS)
+    check_one_of("variant", variant, (*VARIANTS, *PUBLISHERS))
     wanted = as_device(device)
     predictor = _kept_predictor(task, variant, checkpoint, model, models_dir, wanted, network)
     check_size(predictor, size)
@@ -210,9 +212,15 @@ class Predictor:
                 continue
             values = (own.run(network, images) if own else network(images)).float().clamp(0, 1)
             if not size and values.shape[-1] != FULL_SIZE:
-                values = F.interpolate(values, size=(FULL_SIZE, FULL_SIZE), mode="bilinear")
+                values = _resized(values)
             predictions[label] = values
         return predictions
+
+
+def _resized(values: Tensor) -> Tensor:
+    """Resize to 256 × 256 pixels; larger predictions with antialiasing."""
+    size, larger = (FULL_SIZE, FULL_SIZE), values.shape[-1] > FULL_SIZE
+    return F.interpolate(values, size=size, mode="bilinear", antialias=larger)
 
 
 def load_predictor(
@@ -227,6 +235,11 @@ def load_predictor(
     given = backbone(network, table) if network else None
     networks, scales, own, multiples = {}, {}, {}, []
     for label, path in chosen.paths.items():
+        if recognised(path):
+            networks[label], scales[label] = load_published(path)
+            networks[label].to(device).eval()
+            multiples.append(2 ** scales[label].depth(table.downsample))
+            continue
         if given and recorded_code(read_record(path)):
             own[label] = given
         transfer = own.get(label, table)

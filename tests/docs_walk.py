@@ -28,7 +28,10 @@ FIRST_WORDS = (
 SKIPPED = [  # (what the command holds, why it does not run here)
     (r"^docker ", "needs a Docker engine"),
     (r"/data/", "needs data that are not here"),
-    (r"^XTC_MIRROR|^tools/download", "needs a mirror of the published networks"),
+    (
+        r"^XTC_MIRROR|^tools/download|scripts\.download|omnidata|taskonomy\b",
+        "needs a publisher's files, or a mirror of them",
+    ),
     (r"^(pip install|conda|uv sync)", "another way to install what `make` has installed"),
     (r"\.onnx", "needs the packages of the extra `export`"),
     (r"^(visdom|\.venv/bin/visdom)", "a server: it does not end"),

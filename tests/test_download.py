@@ -9,6 +9,7 @@ import random
 import subprocess
 import tarfile
 import threading
+import zipfile
 from email.utils import formatdate
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import loading.downloads as download
+from loading import addresses
 from loading.downloads import fetch, parse_sums
 from models import read_weights
 from scripts.download import SOURCES
@@ -34,7 +36,7 @@ class Host(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         server = self.server
-        range_, name = self.headers.get("Range"), self.path.rpartition("/")[2]
+        range_, name = self.headers.get("Range"), self.path.partition("?")[0].rpartition("/")[2]
         server.asked.append((name, range_))
         data = server.files.get(name)
         if "html" in server.ways:
@@ -306,7 +308,7 @@ def test_what_is_not_in_the_sums_is_an_error(host, run, tmp_path, listed):
     last = output.splitlines()[-1]
     assert status == 2 and f"no entry in its SHA256SUMS for {len(names) - listed}" in last
     assert all(name in last for name in names[listed:])
-    assert {path.name for path in (tmp_path / "to").iterdir()} == set(names[:listed])
+    assert {path.name for path in (tmp_path / "to").glob("*")} == set(names[:listed])
 
 
 def test_data_are_unpacked_whole_or_not_at_all(host, tmp_path, run):
@@ -333,7 +335,7 @@ def test_a_broken_archive_is_not_kept_for_ever(host, tmp_path, run):
         host.files["almena_rgb.tar"] = broken
         status, output, _ = run(*call, program="scripts.download", defaults=False)
         assert status == 2 and "is not what was expected" in output.splitlines()[-1], output
-        assert "Traceback" not in output and not list((tmp_path / "data").iterdir())
+        assert "Traceback" not in output and not list((tmp_path / "data").glob("*"))
     host.files["almena_rgb.tar"] = good
     status, output, _ = run(*call, program="scripts.download", defaults=False)
     assert status == 0 and (tmp_path / "data" / "almena_rgb" / "rgb" / "a").exists(), output
@@ -356,6 +358,155 @@ def test_what_cannot_be_fetched_is_one_sentence(run, monkeypatch, tmp_path, mirr
     assert status == 2 and said in output.splitlines()[-1] and "Traceback" not in output
 
 
+# ---- publishers, then the mirror ------------------------------------------------------
+
+
+@pytest.fixture
+def publisher(host, monkeypatch):
+    """The publishers' addresses lead to `host`, to the files `share_…`; no mirror is set."""
+    monkeypatch.delenv("XTC_MIRROR")
+    for kind in addresses.ARCHIVES:
+        monkeypatch.setitem(addresses.ARCHIVES, kind, f"{host.url}/s/share_{kind}")
+    for name in addresses.FILES:
+        monkeypatch.setitem(addresses.FILES, name, f"{host.url}/s/share_{name}?download=1")
+    return host
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(files: dict[str, bytes]) -> bytes:
+    return archive(**{name.replace("/", "__"): content for name, content in files.items()})
+
+
+def fetched(run, *words: str) -> tuple[int, str]:
+    """The exit status and the output of the program."""
+    status, output, _ = run(*words, "--quiet", program="scripts.download", defaults=False)
+    assert "Traceback" not in output
+    return status, output
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred, lambda files: gzip.compress(tarred(files))],
+                         ids=["zip", "tar", "tar.gz"])  # fmt: skip
+def test_the_publishers_archive_is_unpacked(publisher, run, tmp_path, pack):
+    names = SOURCES["percep_models"]()
+    inside = {f"percep_models/{name}": checkpoint(i) for i, name in enumerate(names)}
+    publisher.files["share_percep_models"] = pack({**inside, "percep_models/note.txt": b"hello"})
+    status, output = fetched(run, "percep_models", str(tmp_path / "to"))
+    assert status == 0, output
+    there = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}
+    assert there == {name.partition("/")[2]: content for name, content in inside.items()}
+    assert [name for name, _ in publisher.asked] == ["share_percep_models"]
+    status, output = fetched(run, "percep_models", str(tmp_path / "to"))
+    assert status == 0 and output.count("there already") == len(names)
+    assert len(publisher.asked) == 1
+
+
+def test_what_the_publishers_archive_lacks_comes_from_the_mirror(
+    publisher, run, tmp_path, monkeypatch
+):
+    """The consistency networks of the energy are in another archive; one file is broken."""
+    names = SOURCES["energy_graph_edges"]()
+    publisher.files["share_energy_graph_edges"] = zipped(
+        {f"energy_graph_edges/{name}": checkpoint() for name in names[5:]}
+        | {f"energy_graph_edges/{names[4]}": b"broken"}
+    )
+    publisher.files["share_models"] = zipped({f"models/{name}": checkpoint() for name in names[:3]})
+    publisher.files |= {name: checkpoint(1) for name in names}
+    status, output = fetched(run, "energy_graph_edges", str(tmp_path / "to"))
+    last = output.splitlines()[-1]
+    assert status == 2 and f"{names[4]}: left out" in output
+    assert last.startswith(f"error: could not fetch 2 of {len(names)} files: tried ")
+    assert f"folder that holds {names[3]}, {names[4]}, or all in energy_graph_edges.zip" in last
+    monkeypatch.setenv("XTC_MIRROR", publisher.url)
+    status, output = fetched(run, "energy_graph_edges", str(tmp_path / "to"))
+    assert status == 0, output
+    changed = [n for n in names if (tmp_path / "to" / n).read_bytes() == checkpoint(1)]
+    assert changed == names[3:5]
+
+
+@pytest.mark.parametrize("ending, pack", [(".zip", zipped), (".tar", tarred)])
+def test_a_mirror_may_hold_one_archive(host, run, tmp_path, ending, pack):
+    names = SOURCES["percep_models"]()
+    host.files[f"percep_models{ending}"] = pack({name: checkpoint() for name in names})
+    status, output = fetched(run, "percep_models", str(tmp_path))
+    assert status == 0 and {path.name for path in tmp_path.glob("*.pth")} == set(names), output
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred], ids=["zip", "tar"])
+def test_the_publishers_data_are_archives_in_an_archive(publisher, run, tmp_path, pack):
+    views = {"rgb": "rgb/a_domain_rgb.png", "normal": "almena_normal/normal/a_domain_normal.png"}
+    inside = {f"data/almena_{domain}.zip": pack({view: b"1"}) for domain, view in views.items()}
+    publisher.files["share_data"] = zipped(inside)
+    status, output = fetched(run, "data", str(tmp_path / "data"), "--buildings=almena")
+    assert status == 0, output
+    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert files == ["data/almena_normal/normal/a_domain_normal.png",
+                     "data/almena_rgb/rgb/a_domain_rgb.png"]  # fmt: skip
+    status, output = fetched(run, "data", str(tmp_path / "data"), "--buildings=tolstoy")
+    assert status == 2 and "tolstoy_rgb, tolstoy_normal (each .zip or .tar)" in output
+    assert len(publisher.asked) == 1  # the sample does not hold that building
+
+
+def test_a_mirror_may_hold_zip_files_of_data(host, run, tmp_path):
+    host.files["almena_rgb.zip"] = zipped({"rgb/a_domain_rgb.png": b"1"})
+    words = ["data", str(tmp_path), "--buildings=almena", "--domains=rgb"]
+    status, output = fetched(run, *words)
+    assert status == 0 and (tmp_path / "almena_rgb/rgb/a_domain_rgb.png").read_bytes() == b"1"
+
+
+def test_omnidata_comes_from_its_publisher_or_else_from_the_mirror(
+    publisher, run, tmp_path, monkeypatch
+):
+    name = addresses.OMNIDATA_FILE
+    publisher.files[f"share_{name}"] = checkpoint(1)
+    assert fetched(run, "omnidata", str(tmp_path / "a"))[0] == 0
+    assert (tmp_path / "a" / name).read_bytes() == checkpoint(1)
+    publisher.files = {name: checkpoint(2)}
+    status, output = fetched(run, "omnidata", str(tmp_path / "b"))
+    last = output.splitlines()[-1]
+    address = addresses.FILES[name]
+    assert status == 2 and f"tried {address} (it is not there); set XTC_MIRROR" in last
+    assert last.endswith(f"that holds {name}") and not (tmp_path / "b").exists()
+    monkeypatch.setenv("XTC_MIRROR", publisher.url)
+    assert fetched(run, "omnidata", str(tmp_path / "b"))[0] == 0
+    assert (tmp_path / "b" / name).read_bytes() == checkpoint(2)
+
+
+def test_the_hashes_in_taskonomys_file_names_are_checked(publisher, run, tmp_path, monkeypatch):
+    contents = {kind: checkpoint(i) for i, kind in enumerate(("encoder", "decoder"))}
+    names = [f"normal_{kind}-{hashlib.sha256(content).hexdigest()}.pth"
+             for kind, content in contents.items()]  # fmt: skip
+    monkeypatch.setitem(addresses.TASKONOMY, "normal", addresses.TaskonomyFiles(*names, channels=3))
+    publisher.files = dict(zip(names, contents.values(), strict=True))
+    for name in names:
+        monkeypatch.setitem(addresses.FILES, name, f"{publisher.url}/{name}")
+    words = ["taskonomy", str(tmp_path / "to"), "--domains=normal"]
+    assert fetched(run, *words)[0] == 0
+    assert {path.name for path in (tmp_path / "to").iterdir()} == set(names)
+    (tmp_path / "to" / names[1]).unlink()
+    publisher.files[names[1]] = checkpoint(3)
+    monkeypatch.setenv("XTC_MIRROR", publisher.url)  # which has the same, and it is refused too
+    status, output = fetched(run, *words)
+    assert status == 2 and output.count("its SHA-256 is") == 2
+    assert [path.name for path in (tmp_path / "to").iterdir()] == names[:1]
+    status, output = fetched(run, "taskonomy", str(tmp_path), "--domains=sobel_edges")
+    assert status == 2 and "networks predict normal, depth_zbuffer," in output.splitlines()[-1]
+
+
+def test_a_publisher_that_does_not_answer_is_not_asked_for_each_file(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("XTC_MIRROR", raising=False)
+    status, output = fetched(run, "taskonomy", str(tmp_path / "to"))  # the tests have no network
+    last = output.splitlines()[-1]
+    assert status == 2 and "and not the 13 others there" in last
+    assert all(name in last for name in SOURCES["taskonomy"]())
+
+
 def test_each_kind_names_files_of_the_table():
     rows = {row.checkpoint for row in TRANSFERS.values()}
     for kind in ("models", "percep_models", "energy_graph_edges"):
@@ -375,7 +526,9 @@ def test_a_shell_script_without_a_mirror(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XTC_MIRROR"}
     command = [ROOT / "tools" / "download_percep_models.sh", tmp_path / "models"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and done.stderr.startswith("error: set XTC_MIRROR")
+    assert done.returncode == 2 and done.stderr.startswith("error: could not fetch ")
+    said = done.stderr.partition("; set XTC_MIRROR to the address of a folder that holds ")[2]
+    assert all(name in said for name in SOURCES["percep_models"]())
     assert not (tmp_path / "models").exists()
 
 

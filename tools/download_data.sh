@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetch and unpack the sample data (buildings almena and albertville) into data/.
 #
-#   XTC_MIRROR=https://host/folder tools/download_data.sh [FOLDER]
+#   tools/download_data.sh [FOLDER]
 #
-# python -m scripts.download --help says what the mirror has to hold.
+# The publisher's address is tried first, then XTC_MIRROR: see python -m scripts.download --help.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=$here/.venv/bin/python

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetch the checkpoints of the perceptual losses into models/.
 #
-#   XTC_MIRROR=https://host/folder tools/download_percep_models.sh [FOLDER]
+#   tools/download_percep_models.sh [FOLDER]
 #
-# python -m scripts.download --help says what the mirror has to hold.
+# The publisher's address is tried first, then XTC_MIRROR: see python -m scripts.download --help.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=$here/.venv/bin/python

@@ -11,10 +11,11 @@ from energy import paths_for, yardstick_of
 from graph import TaskGraph, edges_of
 from models import load_network
 from modules.unet import recompute_activations
-from sources import Sources
+from other_networks import initial_weights
+from sources import Sources, own_models
 from training.options import ComputeOptions, Objective, Options
 from transfers import Edge, get_transfer
-from utils import UserError, log
+from utils import UserError, log, read_job
 
 
 def build_graph(
@@ -38,11 +39,12 @@ def build_graph(
         if edge == target and objective.init != "baseline":
             networks[edge] = _untrained(objective, sources)
             if objective.init != "scratch":
+                folders = [*sources.models_dirs, *own_models(read_job())]
+                start = initial_weights(objective.init, edge, sources.scale, folders)
                 load_network(
-                    networks[edge], objective.init, sources.scale, edge, any_size=True,
-                    transfer=transfer,
+                    networks[edge], start, sources.scale, edge, any_size=True, transfer=transfer
                 )  # fmt: skip
-                files[transfer.name] = Path(objective.init)
+                files[transfer.name] = start
             continue
         try:
             networks[edge] = sources.network(transfer, objective.name)

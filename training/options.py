@@ -60,7 +60,8 @@ class NetworkOptions:
         levels: how often the deepest networks halve the image; the others lose as many levels
             as these (default: what the checkpoints record, or 6 at 256 pixels, 5 at 128, …).
         init: baseline (the transfer's own checkpoint; the default for configurations),
-            scratch (the default for transfers, and with `network`) or the path of a checkpoint.
+            scratch (the default for transfers, and with `network`), the path of a checkpoint, or
+            omnidata (its U-Net for normals, which scripts.download fetches).
         network: FILE.py:FUNCTION, a function of your own that builds the network to train, in
             place of the table's (docs/extending.md). --resume needs it again.
         strict: an error where the ImageNet network's weights can't be had, instead of
@@ -224,8 +225,8 @@ class Objective:
 
     `row` is the named transfer, or None for a configuration. `perceptual` are the requested
     perceptual losses. `by_win_rate` tells whether win rates choose among them. `init` is
-    "baseline", "scratch" or the path of a checkpoint. `backbone` is the row of a network of the
-    user's own, which takes the table's place.
+    "baseline", "scratch", "omnidata" or the path of a checkpoint. `backbone` is the row of a
+    network of the user's own, which takes the table's place.
     """
 
     name: str

@@ -37,6 +37,11 @@ FOLDER = _folder()
 STRIDES = {"network_outputs.npz": 8, "preproc.npz": 8, "plots.npz": 4}
 
 
+# Values of other publishers' networks, beside the full folder; the trimmed copy has its own.
+OTHERS = FOLDER.parent / "other_networks" if FOLDER != TRIMMED else TRIMMED / "other_networks"
+OTHERS = OTHERS if OTHERS.is_dir() else TRIMMED / "other_networks"
+
+
 @cache
 def read(name: str):
     """The contents of a golden JSON file (in the trimmed copy possibly gzipped)."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 TARGET = Path(__file__).resolve().parent / "data"
 STRIDES = {"network_outputs.npz": 8, "preproc.npz": 8, "plots.npz": 4}
+OTHERS_STRIDE = 8
 INPUTS = ("reshading", "edge_occlusion")  # kept whole
 CROPPED = ("rgb", "normal", "depth_zbuffer", "keypoints2d")  # kept as their centre
 MASKS = ("normal", "depth_zbuffer", "principal_curvature", "edge_occlusion")
@@ -50,8 +51,23 @@ def main(folder: Path) -> None:
                 image, crop = image.crop((56, 56, 456, 456)), "_crop400"
             path = TARGET / "preproc_inputs" / f"A{crop}_{name}.png"
             image.save(path, optimize=True)
+    if (others := folder.parent / "other_networks").is_dir():
+        trim_others(others, TARGET / "other_networks")
     size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
     print(f"{TARGET}: {size / 2**20:.2f} MiB")
+
+
+def trim_others(folder: Path, target: Path) -> None:
+    """Thin the outputs of other publishers' networks; the encoder's are kept whole."""
+    target.mkdir(exist_ok=True)
+    text = json.dumps(json.loads((folder / "state_dicts.json").read_text()), separators=(",", ":"))
+    (target / "state_dicts.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    with np.load(folder / "outputs.npz") as file:
+        keep = {key: file[key] for key in file.files}
+    for key, value in keep.items():
+        if not key.endswith("|encoder"):
+            keep[key] = value[..., ::OTHERS_STRIDE, ::OTHERS_STRIDE]
+    np.savez_compressed(target / "outputs.npz", **keep)
 
 
 if __name__ == "__main__":
