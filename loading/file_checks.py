@@ -110,8 +110,8 @@ def _depth_oddities(values: np.ndarray) -> Iterator[str]:
         yield "nothing but holes (65535)"
     elif valid.max() <= 255:
         yield f"no depth above {valid.max()}/512 m: 8-bit values in a 16-bit file?"
-    elif (share := float((values == 0).mean())) > ODD_SHARE:
-        yield f"{share:.0%} of the pixels are 0, where holes are 65535"
+    elif (share := float((values == 0).mean())) > (0 if valid.size == values.size else ODD_SHARE):
+        yield f"{share:.1%} of the pixels are 0, where holes are 65535 (a step is 1/512 m)"
 
 
 def _vectors(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

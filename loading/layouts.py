@@ -44,6 +44,7 @@ LAYOUTS: dict[str, Layout] = {
     "one building": lambda t, b, v, p: f"{t.folder}/{_domain_file(t, v)}",
     "raid": lambda t, b, v, p: f"{t.folder}/{b}/{v}.png",
     "raid split": lambda t, b, v, p: f"{p}/{t.folder}/{b}/{v}.png",
+    "plain": lambda t, b, v, p: f"{b}/{t.folder}/{v}.png",
 }
 
 # Placeholders (private-use characters) for the building, the view and the part in patterns.

@@ -194,3 +194,17 @@ def test_the_direction_of_normals_is_told_once_a_building(rooms, tmp_path, run, 
     status, output, _ = check()
     assert status == 1
     assert sum(said in line for line in output.splitlines()) == 4  # buildings
+
+
+def test_holes_of_depth_that_are_0_are_told(rooms, tmp_path, run):
+    """As in most other data sets, however few they are."""
+    for source in rooms.glob("agate_*"):
+        if source.name in ("agate_rgb", "agate_depth_zbuffer"):
+            shutil.copytree(source, tmp_path / source.name)
+    file = next(tmp_path.glob("agate_depth_zbuffer/*/*.png"))
+    pixels = np.array(Image.open(file))
+    pixels[pixels == 65535] = 0
+    pixels[:2, :3] = 0
+    Image.fromarray(pixels).save(file)
+    status, output, _ = run(str(tmp_path), "--quiet", program="scripts.check_data", defaults=False)
+    assert status == 1 and f"odd: {file}: " in output and "where holes are 65535" in output

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from torch import nn
 from torchvision.transforms import functional as TF
@@ -29,7 +28,7 @@ from sources import SHIPPED, sources_in
 from task_configs import TASKS
 from training.step import Step
 from transfers import TRANSFERS
-from utils import UserError, log
+from utils import ROOT, UserError, log
 
 CPU = torch.device("cpu")
 TARGETS = ["normal", "depth_zbuffer", "reshading"]

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from test_layers import FLOOR, files_of, imported
 
 import hubconf
+from utils import ROOT
 
 USER_PROGRAM = """
 import contextlib, copy, io, pickle, sys, warnings

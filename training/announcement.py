@@ -1,11 +1,11 @@
 """What a run says before it starts: data, networks, losses, steps, device, folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from energy import loss_name
 from sources import Sources
-from training.data import Part
+from training.data import Part, reads_of
 from training.loop import Plan
 from training.options import Objective, Options
 
@@ -43,7 +43,7 @@ def announcement(
         "data": f"{sources.data_text}; views: {views}",
         "networks": sources.networks_text,
         "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),
-        "losses": _losses(plan),
+        "losses": _losses(plan, _without_rate(objective, parts)),
         "steps": steps,
         "device": f"{record['device']}, {plan.precision}",
         "results": str(folder),
@@ -69,7 +69,13 @@ def _networks(networks: Mapping[str, Mapping[str, str]], target: str) -> list[st
     ]
 
 
-def _losses(plan: Plan) -> str:
+def _without_rate(objective: Objective, parts: Mapping[str, Part]) -> list[str]:
+    """Return the domains that win rates need and the validation views lack."""
+    wanted = reads_of(objective)["val"].wanted if objective.by_win_rate else ()
+    return [str(task) for task in wanted if task not in parts["val"].tasks]
+
+
+def _losses(plan: Plan, without_rate: Sequence[str]) -> str:
     names = ", ".join(map(loss_name, plan.losses))
     direct = "squared error" if plan.squared else "mae"
     if not plan.losses or not plan.k:
@@ -77,7 +83,9 @@ def _losses(plan: Plan) -> str:
     if plan.mode == "standard":
         return f"{direct} and all perceptual ones with weight 1: {names}"
     how = "chosen at random" if plan.at_random else "those with the highest win rates"
+    if without_rate:  # as in `choose_losses`
+        how = f"chosen at random, as win rates need {', '.join(without_rate)},"
     which = f"{plan.k} of the {len(plan.losses)} perceptual ones, {how} each epoch"
     if plan.k == len(plan.losses):
-        which = f"all {plan.k} perceptual ones"
+        which = f"all {plan.k} perceptual ones" if plan.k > 1 else "the perceptual one"
     return f"{direct} and {which}, balanced by their gradients: {names}"

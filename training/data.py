@@ -89,6 +89,8 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
             raise UserError(f"`subset_size` {data.subset_size}: {len(train.views)} training views")
         train = Part(evenly_spaced(train.views, data.subset_size), train.tasks)
     parts = {"train": train} | {name: part for name, part in parts.items() if name != "train"}
+    if "test" in parts and parts["test"].views == parts["val"].views:
+        log.info("no test views: the closing table is measured on the validation views")
     if trained_on(parts):
         log.warning(
             "the closing table has no held-out views: %s",

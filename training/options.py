@@ -54,7 +54,8 @@ class NetworkOptions:
 
     Args:
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
-            then models/trained there, then the shipped rooms networks).
+            then models/trained there, then the shipped rooms networks, if the scale is theirs:
+            on the embedded rooms, or where the networks in the former have it).
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
         levels: how often the deepest networks halve the image; the others lose as many levels

@@ -134,7 +134,7 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
         elif value != before and name not in free:
             raise UserError(
                 f"`{name}` {value}: the run in {folder} was begun with "
-                f"{'none' if before is None else before}; leave it out to go on with that run"
+                f"{'the default' if before is None else before}; leave it out to resume that run"
             )
         flags[name] = value
     if "installed" in recorded and not requested["install"]:
@@ -196,7 +196,7 @@ def check_unchanged(folder: Path, record: Mapping, parts: Mapping[str, Part], an
         if isinstance(started, float):
             files = (changed_since(part, started) for part in parts.values())
             if file := next(filter(None, files), None):
-                text += f" (changed since then: {file}, …)"
+                text += f" (one that has changed since then: {file})"
         if not anyway:
             raise UserError(f"{text} (`resume_anyway` goes on with those of now)")
         log.warning("%s", text)

@@ -10,8 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-
-ROUNDING = 4  # times our own rounding error: the golden values have one of their own
+from recipe import FOLDER, ROUNDING, TRIMMED  # noqa: E402
 
 
 class Compare:
@@ -79,8 +78,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
                         rows[value[0]].append(value[1:])
     if not rows:
         return
-    from recipe import FOLDER, TRIMMED
-
     where = "the trimmed copy" if FOLDER == TRIMMED else str(FOLDER)
     terminalreporter.section(f"against the golden values in {where}")
     wide = max(map(len, rows)) + 2

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROUNDING
 from PIL import Image
-from recipe import FOLDER, fill, on_meta, read
+from recipe import FOLDER, ROUNDING, fill, on_meta, read
 
 import demo
 from datasets import Reality, TaskDataset
