@@ -128,9 +128,8 @@ NEAR = {  # name: (where the files lie, the domain that is missing, what was fou
         "to put it into a folder 'rgb'",
     ),
     "no building": (
-        lambda t, b, v, p: f"{t}/{b}_{v}.png", RGB, "rgb/agate_point_0_view_0.png",
-        "rgb/BUILDING/agate_point_0_view_0.png",
-        "to put it into a folder 'BUILDING', named after the building",
+        lambda t, b, v, p: f"{t}/{b}_{v}.png", RGB, "depth_zbuffer/agate_point_0_view_0.png",
+        "BUILDING/rgb/VIEW.png", "the folder PARENT",  # in which this folder is the building
     ),
     "one level too high": (
         lambda t, b, v, p: f"of/mine/{TASKONOMY(t, b, v, p)}", RGB,
@@ -145,7 +144,7 @@ def test_a_near_miss_is_named(lay_out, name):
     file, task, found, expected, meant = NEAR[name]
     folder = lay_out(file)
     said = what_lies_there([folder], [task])
-    meant = meant.replace("FOLDER", str(folder))
+    meant = meant.replace("FOLDER", str(folder)).replace("PARENT", str(folder.parent))
     assert said == f"found {found}, expected {expected}; did you mean {meant}?"
 
 
