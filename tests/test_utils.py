@@ -3,6 +3,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -278,10 +279,8 @@ command_line(main)
 def spoken(tmp_path, shell: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a shell command in which $SPEAKS prints a line, or --lines N of them."""
     (tmp_path / "speaks.py").write_text(SPEAKS)
-    environment = {
-        **os.environ,
-        "SPEAKS": f"{sys.executable} {tmp_path / 'speaks.py'}",
-    } | environment
+    shell = shell.replace("$SPEAKS", shlex.join([sys.executable, str(tmp_path / "speaks.py")]))
+    environment = os.environ | environment
     command = ["bash", "-c", f"set -o pipefail; {shell}"]
     return subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
 
