@@ -28,6 +28,7 @@ def small(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_step_beside_the_published_schedule(small, capsys):
     text = small(parts=["step", "cost"])
     assert "multiperceptual_normal" in text and "torch" in text
@@ -60,6 +61,7 @@ def test_gradients_that_differ_are_refused(monkeypatch):
         benchmark_step.step_table(SETUP)
 
 
+@pytest.mark.slow
 def test_memory_is_of_a_process_of_its_own():
     """What this process holds does not count, however much a process weighs on this machine."""
     setup = replace(SETUP, config="example_normal_direct")

@@ -505,7 +505,7 @@ def leave_few_files(more: int):
     return limit
 
 
-@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("more", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_too_few_open_files_end_a_run_and_do_not_hang_it(rooms, more):
     """With room for one more, the batch is made but cannot be sent: it waited for ever."""
     with pytest.raises(UserError, match="too many open files: raise|ended from outside"):
