@@ -73,7 +73,8 @@ def test_killed_programs_end_with_the_same_bytes(module, rooms, networks, tmp_pa
         if module == "scripts.make_rooms":
             return [f"--output-dir={folder / 'rooms'}", "--views-per-building=4", "--quiet",
                     "--image-size=48", "--buildings=agate,tuff", "--num-workers=2"]  # fmt: skip
-        return ["example_cascade", f"--data-dirs={rooms}", f"--models-dir={folder / 'models'}",
+        return ["example_cascade_two_networks", f"--data-dirs={rooms}",
+                f"--models-dir={folder / 'models'}",
                 "--image-size=32", "--width=8", f"--results-dir={folder.parent / 'results'}",
                 "--max-epochs=1", "--steps-per-epoch=2", "--batch-size=2"]  # fmt: skip
 
