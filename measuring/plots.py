@@ -1,7 +1,7 @@
 """Plots of the energy programs, each as PDF and PNG."""
 
+import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,15 @@ OTHERS = "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00"
 
 
 def save_figure(figure, stem: Path) -> None:
-    """Write {stem}.pdf and {stem}.png."""
+    """Write {stem}.pdf and {stem}.png. Raises UserError if they cannot be written."""
     for kind in ("pdf", "png"):
-        save = partial(figure.savefig, format=kind, dpi=150)
-        write_atomically(stem.parent / f"{stem.name}.{kind}", save)
+        # into memory first: on a full disk, Matplotlib's PDF writer fails with other errors
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=150)
+        data = buffer.getvalue()
+        write_atomically(
+            stem.parent / f"{stem.name}.{kind}", lambda path, data=data: path.write_bytes(data)
+        )
 
 
 def plot_energy(

@@ -429,3 +429,16 @@ def test_shift_run(labels, models, data, tmp_path, capsys):
     if labels:
         assert abs(float(rows[0]["energy"])) < 1e-9  # clean images standardise themselves
         assert all(0 <= float(row["auc"]) <= 1 for row in rows[1:])
+
+
+def test_a_figure_on_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    """Before: a traceback out of Matplotlib's PDF writer."""
+    from matplotlib.figure import Figure
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="cannot write .*shift.pdf: No space left"):
+        plots.save_figure(Figure(), tmp_path / "shift")
+    assert not list(tmp_path.iterdir())
