@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,8 @@ def save_figure(figure, stem: Path) -> None:
         # into memory first: on a full disk, Matplotlib's PDF writer fails with other errors
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=150)
-        data = buffer.getvalue()
-        write_atomically(
-            stem.parent / f"{stem.name}.{kind}", lambda path, data=data: path.write_bytes(data)
-        )
+        save = partial(Path.write_bytes, data=buffer.getvalue())
+        write_atomically(stem.parent / f"{stem.name}.{kind}", save)
 
 
 def plot_energy(
