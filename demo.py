@@ -67,7 +67,7 @@ def main(
         checkpoint: the networks, comma-separated: files, runs' folders, omnidata or taskonomy.
         model: published (those in the models folder) or rooms (the small networks shipped with
             this project). Default: published where at least one is there, else rooms.
-        models_dir: the folder of the checkpoints (default: models/ of the job's base folder).
+        models_dir: the folder of the checkpoints (default: models/, then models/trained).
         network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
         precision: fp32, tf32, bf16 or fp16.

@@ -304,7 +304,13 @@ def help_text(main: Callable, program: str) -> str:
         if head.split(" ")[0] in headings:
             lines += ["", f"{headings[head.split(' ')[0]]}:"]
         lines.append(
-            textwrap.fill(text, 98, initial_indent=f"  {head:<26}", subsequent_indent=" " * 28)
+            textwrap.fill(
+                text,
+                98,
+                initial_indent=f"  {head:<26}",
+                subsequent_indent=" " * 28,
+                break_on_hyphens=False,
+            )
         )
     return _with_flags("\n".join([usage, "", description.rstrip(), "", *lines]), main)
 

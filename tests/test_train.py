@@ -180,6 +180,10 @@ def test_the_other_ways_to_train(run, arguments):
             "error: cannot write into /proc/none",
         ),
         (("normal2reshading", "--force"), "error: --force is for --install"),
+        (
+            ("example_normal", "--visdom-server=none", "--visdom-env=x"),
+            "error: --visdom-server none leaves Visdom alone: no --visdom-env",
+        ),
         (("example_normal", "--resume-anyway"), "error: --resume-anyway is for --resume"),
         (("example_normal", "--max-epochs=0"), "error: --max-epochs has to be more than 0"),
         (("example_normal", "--num-workers=-1"), "error: --num-workers has to be 0 or more"),

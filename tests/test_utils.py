@@ -394,6 +394,8 @@ def test_published_spellings_of_flags_keep_working(monkeypatch, capsys):
         command_line(program)
         assert capsys.readouterr().out == "x\n"
     assert "the folder. Also --save-dir or --w." in help_text(program, "x")
+    program.__doc__ = program.__doc__.replace("the folder", "word " * 12 + "the folder")
+    assert "--save-dir" in help_text(program, "x")  # a flag is not broken at its hyphen
     monkeypatch.setattr(sys, "argv", ["program.py", "--safe-dir=x"])
     with pytest.raises(SystemExit):
         command_line(program)

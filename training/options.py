@@ -54,8 +54,8 @@ class NetworkOptions:
 
     Args:
         models_dir: the folder of the checkpoints (default: models/ of the job's base folder,
-            then models/trained there, then the shipped rooms networks, if the scale is theirs:
-            on the embedded rooms, or where the networks in the former have it).
+            then models/trained there, then the shipped rooms networks if the run has their
+            scale, as it has by default on the embedded rooms).
         image_size: pixels of the images' side (default: what the checkpoints record).
         width: channels of the networks' first level (default: what the checkpoints record).
         levels: how often the deepest networks halve the image; the others lose as many levels
@@ -68,7 +68,7 @@ class NetworkOptions:
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
         no_imagenet: leave out the loss that needs the ImageNet network.
-        install: at the end, copy the trained network into the folder models_dir (default:
+        install: at the end, copy the trained network into the folder `models_dir` (default:
             models/trained of the job's base folder), where other runs find it. With --resume
             also after the run has ended.
         force: let --install replace a network that is there; it is kept under another name.
@@ -379,6 +379,8 @@ def check_options(options: Options, objective: Objective) -> None:
         raise UserError("`force` is for `install`")
     if options.networks.install and run.visualize:
         raise UserError("`visualize` stops before training: no `install`")
+    if run.visdom_env and run.visdom_server == "none":
+        raise UserError("`visdom_server` none leaves Visdom alone: no `visdom_env`")
     if run.resume_anyway and not run.resume:
         raise UserError("`resume_anyway` is for `resume`")
     if losses.compare_direct and run.visualize:
