@@ -60,7 +60,7 @@ def shown_networks(
         label = "consistency" if "consistency" in chosen.paths else next(iter(chosen.paths))
         file = chosen.paths[label]
         shown, scale = load_one(task, file, device, network)
-        built |= is_own(file)
+        built |= network is not None and is_own(file)
         files.append(file)
         found["rgb", target] = AtSize(shown, scale.image_size)
         log.info("networks: rgb → %s from %s (%s)", task, file, scale)

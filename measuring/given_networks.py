@@ -65,7 +65,7 @@ def given_networks(
         else:
             continue
         module, scale = load_one(task, file, device, network)
-        built |= is_own(file)
+        built |= network is not None and is_own(file)
         found["rgb", target] = Given(AtSize(module, scale.image_size, back=True), file)
         log.info("networks: rgb → %s from %s (%s)", task, file, scale)
     check_built(network, built, [given.file for given in found.values()])

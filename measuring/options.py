@@ -40,7 +40,7 @@ def check_unused(what: str, labelled: LabelledOptions, **others: object) -> None
 
 @dataclass(frozen=True)
 class GivenOptions:
-    """Networks of yours.
+    """Your own networks.
 
     Args:
         checkpoint: networks from rgb to normals, depth or reshading to measure in place of
