@@ -93,6 +93,18 @@ def main(
         return
     if img_path is not None:
         raise UserError(f"`img_path` is for {UNLABELLED}; labelled data are named by `data_dirs`")
+    measure_labelled(folder, subset_size, num_workers, labelled, given, networks)
+
+
+def measure_labelled(
+    folder: Path,
+    subset_size: int | None,
+    num_workers: int,
+    labelled: LabelledOptions,
+    given: GivenOptions,
+    networks: NetworkOptions,
+) -> None:
+    """Measure labelled views, and write their results into `folder`."""
     add_layouts(labelled.layouts)
     make_folder(folder)
     sources = settle_measuring(

@@ -58,7 +58,6 @@ def main(
         img_path: an image, or a folder of images, to spoil instead of labelled views.
         subset_size: measure that many of the views (or images), evenly spaced.
     """
-    # ---- options ----
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     if img_path is not None:
         check_unused("`img_path`", labelled)
@@ -87,8 +86,7 @@ def main(
         count = len(images.paths)
 
     # ---- measure ----
-    total = -(-count // batch_size)
-    bar = tqdm(batches, total=total, unit="batch", disable=networks.quiet or None)
+    bar = tqdm(batches, total=-(-count // batch_size), unit="batch", disable=networks.quiet or None)
     names, tables = measure_shifts(graph, config, bar, device, networks.precision)
 
     # ---- results ----
