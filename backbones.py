@@ -257,8 +257,7 @@ def check_code(path: str | Path, record: Mapping, transfer: Transfer | None) -> 
     if not isinstance(transfer, Backbone):
         raise UserError(
             f"{path} holds the network that {code} builds, not the table's: name that file "
-            f"with `network` {shlex.quote(code)} in train, demo and scripts.export (code is only "
-            f"run from a file that you name)"
+            f"with `network` {shlex.quote(code)} (code is only run from a file that you name)"
         )
     then = record.get("network_function"), record.get("network_sha256")
     if then != (transfer.function, transfer.sha256):

@@ -40,6 +40,7 @@ from measuring.closing_table import measure
 from measuring.consistency_energy import UNLABELLED, energy_graph, read_statistics
 from measuring.demo_networks import TARGETS
 from measuring.energy_maps import (
+    STRAIGHT,
     STRAIGHT_LOSSES,
     disagreements,
     pixel_energy,
@@ -194,20 +195,33 @@ class Energy(_WithFrozenNetworks):
     and 1 a mean absolute deviation. By default, the statistics are those in the models folder;
     the shipped networks have them. Without any, the energy is the mean of |difference|.
 
+    `network` is your own in the place of rgb → normal: a module (B, 3, H, W) → (B, 3, H, W), both
+    in [0, 1], as `pretrained` returns one. It runs in eval mode, and is neither moved nor changed;
+    gradients flow to its parameters. The statistics of the models folder are not of it, so there
+    are none by default: name those of scripts.energy_calc with your checkpoint.
+
     Images of any size are resized, their shorter side to that of the networks; scripts.energy_calc
-    crops the centre square. Raises UserError if networks are missing, or if the statistics are
-    of networks of another scale.
+    crops the centre square. Raises UserError if networks are missing, if the statistics are of
+    networks of another scale, or if `network` does not return normals of the images' size.
     """
 
     def __init__(
-        self, *, models_dir: str | Path | None = None, statistics: str | Path | None = None
+        self,
+        *,
+        models_dir: str | Path | None = None,
+        statistics: str | Path | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         sources = sources_in(models_dir)
-        super().__init__(energy_graph(UNLABELLED, sources, torch.device("cpu"), STRAIGHT_LOSSES))
+        given = {} if network is None else {("rgb", "normal"): _Called(network)}
+        cpu = torch.device("cpu")
+        super().__init__(energy_graph(UNLABELLED, sources, cpu, STRAIGHT_LOSSES, given))
         self.scale = sources.scale
         self.statistics: dict | None = None
+        self._network = (network,)
         folder = Path(statistics or sources.models_dirs[0])
-        if statistics is not None or (folder / "statistics.json").is_file():
+        shipped = network is None and (folder / "statistics.json").is_file()
+        if statistics is not None or shipped:
             self.statistics = read_statistics(folder)
             if Scale.of(self.statistics) != self.scale:
                 raise UserError(
@@ -232,9 +246,16 @@ class Energy(_WithFrozenNetworks):
         size = self.scale.image_size
         sides = [size if s == short else round(size * s / short / step) * step
                  for s in images.shape[-2:]]  # fmt: skip
-        return pixel_energy(
-            disagreements(straight_values(self.graph, resized(images, sides))), self.statistics
-        )
+        inputs, (network,) = resized(images, sides), self._network
+        if network is None:
+            values = straight_values(self.graph, inputs)
+        else:
+            with _in_eval_mode(network):
+                values = straight_values(self.graph, inputs)
+            if values[STRAIGHT].shape != inputs.shape:
+                raise UserError(f"`network` returns {tuple(values[STRAIGHT].shape)} for images of "
+                                f"{tuple(inputs.shape)}: normals have the same shape")  # fmt: skip
+        return pixel_energy(disagreements(values), self.statistics)
 
 
 def _check_images(name: str, values: Tensor, channels: int, smallest: int = 1) -> None:

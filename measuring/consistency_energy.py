@@ -65,10 +65,18 @@ def energy_graph(
     return TaskGraph(networks).to(device)
 
 
-def network_digests(name: str, sources: Sources) -> dict[str, str]:
-    """Return the SHA-256 of the checkpoint of each network that `energy_graph` loads."""
+def network_digests(
+    name: str, sources: Sources, given: Mapping[Edge, Path] | None = None
+) -> dict[str, str]:
+    """Return the SHA-256 of the checkpoint of each network that `energy_graph` loads.
+
+    `given` are the files of the networks that take the place of those of `sources`.
+    """
+    given = given or {}
     files = {
-        transfer.name: _consistent(transfer, sources) or sources.find(transfer)
+        transfer.name: given.get(transfer.edge)
+        or _consistent(transfer, sources)
+        or sources.find(transfer)
         for transfer in _transfers(name, sources)
         if transfer.checkpoint
     }
@@ -220,11 +228,13 @@ def read_statistics(folder: Path) -> dict:
     return statistics
 
 
-def check_networks(statistics: Mapping, sources: Sources, place: Path) -> None:
+def check_networks(
+    statistics: Mapping, sources: Sources, place: Path, given: Mapping[Edge, Path] | None = None
+) -> None:
     """Raise UserError if the labelled run in `place` measured other networks than those now.
 
-    Their scale and the SHA-256 of their checkpoints are compared. Runs of earlier versions do
-    not record the latter.
+    Their scale and the SHA-256 of their checkpoints are compared; `given` as in
+    `network_digests`. Runs of earlier versions do not record the latter.
     """
     if Scale.of(statistics) != sources.scale:
         raise UserError(
@@ -235,7 +245,7 @@ def check_networks(statistics: Mapping, sources: Sources, place: Path) -> None:
     if not isinstance(recorded, dict):
         log.warning("%s does not record which networks it measured", place)
         return
-    for name, digest in network_digests(UNLABELLED, sources).items():
+    for name, digest in network_digests(UNLABELLED, sources, given).items():
         if recorded.get(name) != digest:
             raise UserError(
                 f"the labelled run in {place} measured another network {name} than the one now: "

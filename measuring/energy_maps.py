@@ -12,8 +12,9 @@ from colouring import Limits, coloured, look_of, mapped, numbers
 from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
 from graph import TaskGraph, edges_of
 from measuring.consistency_energy import UNLABELLED, energy_graph
-from measuring.demo_networks import TARGETS, Choice, choose_networks, for_task
-from measuring.prediction import load_predictor, resized
+from measuring.demo_networks import TARGETS, choose_networks
+from measuring.given_networks import AtSize, check_built, files_by_task, is_own, load_one
+from measuring.prediction import resized
 from pictures import Ball, Bar, Column, page
 from sources import VARIANTS, Sources
 from task_configs import TASKS
@@ -29,34 +30,23 @@ OPACITY = 0.9  # of the highest energies on the image
 # ---- networks -----------------------------------------------------------------------
 
 
-class AtSize(nn.Module):
-    """A network with its image size. Inputs of other sizes are resized first."""
-
-    def __init__(self, network: nn.Module, size: int) -> None:
-        super().__init__()
-        self.network, self.size = network, size
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.network(resized(values, (self.size, self.size)))
-
-
 def shown_networks(
-    models_dir: str | None, checkpoint: Sequence[str] | None, device: torch.device
+    models_dir: str | None,
+    checkpoint: Sequence[str] | None,
+    device: torch.device,
+    network: str | None = None,
 ) -> dict[Edge, AtSize]:
     """Return the networks from rgb that the demo shows, trained with consistency if there are.
 
     Those in `checkpoint`, files or folders, take the place of others. A target for which the
     demo has no networks in `models_dir` is left out. Other publishers' networks are not used: those
-    of the paths are not trained on their predictions. Logs the file of each. Raises UserError if
-    nothing in `checkpoint` is a network rgb → normal, depth or reshading by its name.
+    of the paths are not trained on their predictions. `network`, FILE.py:FUNCTION, builds those
+    that record a network of the user's own. Logs the file of each. Raises UserError if nothing in
+    `checkpoint` is a network rgb → normal, depth or reshading by its name, or if `network` builds
+    none.
     """
-    given = {task: for_task(task, checkpoint or ()) for task in TARGETS}
-    if checkpoint and not any(given.values()):
-        raise UserError(
-            f"`checkpoint` {','.join(checkpoint)}: no file rgb2normal….pth, rgb2depth….pth or "
-            f"rgb2reshading….pth there"
-        )
-    found = {}
+    given = files_by_task(checkpoint)
+    found, built, files = {}, False, []
     for task, target in TARGETS.items():
         try:
             if given[task]:
@@ -68,23 +58,30 @@ def shown_networks(
                 raise
             continue
         label = "consistency" if "consistency" in chosen.paths else next(iter(chosen.paths))
-        one = Choice({label: chosen.paths[label]}, chosen.note)
-        shown = load_predictor(task, one, device)
-        found["rgb", target] = AtSize(shown.networks[label], shown.scales[label].image_size)
-        log.info("networks: rgb → %s from %s (%s)", task, chosen.paths[label], shown.scales[label])
+        file = chosen.paths[label]
+        shown, scale = load_one(task, file, device, network)
+        built |= network is not None and is_own(file)
+        files.append(file)
+        found["rgb", target] = AtSize(shown, scale.image_size)
+        log.info("networks: rgb → %s from %s (%s)", task, file, scale)
+    check_built(network, built, files)
     return found
 
 
 def map_graph(
-    sources: Sources, shown: Mapping[Edge, AtSize], device: torch.device
+    sources: Sources,
+    shown: Mapping[Edge, AtSize],
+    device: torch.device,
+    given: Mapping[Edge, nn.Module] | None = None,
 ) -> tuple[TaskGraph, int]:
     """Return the graph of the straight path and the paths through each domain.
 
-    It consists of the networks in `shown` and, for the other edges, of those of `sources`. Each
-    works at its own image size. Also returns the size of the images to give it.
+    It consists of the networks in `shown`, each at its own image size, and, for the other edges,
+    of those that are `given` and of those of `sources`, at the size of the latter. Also returns
+    the size of the images to give it.
     """
     size = sources.scale.image_size
-    others = energy_graph(UNLABELLED, sources, device, STRAIGHT_LOSSES, shown)
+    others = energy_graph(UNLABELLED, sources, device, STRAIGHT_LOSSES, {**(given or {}), **shown})
     edges = edges_of(paths_for(get_config(UNLABELLED), STRAIGHT_LOSSES))
     graph = TaskGraph(
         {edge: shown.get(edge) or AtSize(others.network(edge), size) for edge in edges}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -282,6 +283,7 @@ def _write_onnx(
     )
     assert written is not None  # without a file name, it is returned
     model = written.model_proto
+    _name_sides(model)
     onnx.helper.set_model_props(model, description)
     data = model.SerializeToString()
     difference, run = None, None
@@ -294,10 +296,27 @@ def _write_onnx(
     return difference, run
 
 
+def _name_sides(model: Any) -> None:
+    """Call the free sides of an ONNX model batch, h and w, which the exporter numbers (s77, …)."""
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    texts = [side.dim_param for side in model.graph.input[0].type.tensor_type.shape.dim]
+    found = [re.search(r"s\d+", text) for text in texts]
+    names = ("batch", "", "h", "w")
+    symbols = {f[0]: name for f, name in zip(found, names, strict=True) if f}
+    for value in values:
+        for side in value.type.tensor_type.shape.dim:
+            if side.HasField("dim_param"):
+                side.dim_param = re.sub(
+                    r"s\d+", lambda match: symbols.get(match[0], match[0]), side.dim_param
+                )
+
+
 def _in_onnxruntime(model: bytes) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # it would take every core
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 

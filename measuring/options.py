@@ -39,6 +39,20 @@ def check_unused(what: str, labelled: LabelledOptions, **others: object) -> None
 
 
 @dataclass(frozen=True)
+class GivenOptions:
+    """Your own networks.
+
+    Args:
+        checkpoint: networks from rgb to normals, depth or reshading to measure in place of
+            others, comma-separated: checkpoint files or runs' folders, as of demo.py.
+        network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
+    """
+
+    checkpoint: list | None = None
+    network: str | None = None
+
+
+@dataclass(frozen=True)
 class NetworkOptions:
     """Networks.
 

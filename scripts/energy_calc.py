@@ -23,8 +23,9 @@ from measuring.consistency_energy import (
     network_digests,
     read_reference,
 )
+from measuring.given_networks import files_of, given_networks, modules_of
 from measuring.image_files import ImageFiles
-from measuring.options import LabelledOptions, NetworkOptions, check_unused
+from measuring.options import GivenOptions, LabelledOptions, NetworkOptions, check_unused
 from measuring.plots import plot_energy
 from measuring.statistics import Correlation, Table, pearson, spearman, standardised
 from measuring.statistics import statistics as statistics_of
@@ -53,6 +54,7 @@ def main(
     subset_size: int | None = None,
     num_workers: int = 0,
     labelled: LabelledOptions,
+    given: GivenOptions,
     networks: NetworkOptions,
 ) -> None:
     """Measure the consistency energy: how much the paths from an image to normals disagree.
@@ -86,29 +88,47 @@ def main(
         if img_path is None:
             raise UserError(f"{UNLABELLED} needs `img_path`: an image, or a folder of images")
         check_unused(UNLABELLED, labelled, num_workers=num_workers)
-        if status := measure_queries(folder, img_path, subset_size, networks):
+        if status := measure_queries(folder, img_path, subset_size, given, networks):
             sys.exit(status)
         return
     if img_path is not None:
         raise UserError(f"`img_path` is for {UNLABELLED}; labelled data are named by `data_dirs`")
+    measure_labelled(folder, subset_size, num_workers, labelled, given, networks)
+
+
+def measure_labelled(
+    folder: Path,
+    subset_size: int | None,
+    num_workers: int,
+    labelled: LabelledOptions,
+    given: GivenOptions,
+    networks: NetworkOptions,
+) -> None:
+    """Measure labelled views, and write their results into `folder`."""
     add_layouts(labelled.layouts)
     make_folder(folder)
     sources = settle_measuring(
         read_job(), labelled.data_dirs, networks.models_dir, networks.scale, quiet=networks.quiet
     )
     device = choose_device()
-    graph = energy_graph(LABELLED, sources, device)
+    named = given_networks(sources, given.checkpoint, given.network, device)
+    graph = energy_graph(LABELLED, sources, device, given=modules_of(named))
     data = labelled_views(
         sources, labelled.split, labelled.buildings, labelled.allow_missing, subset_size
     )
     reality = Reality("test", data, networks.batch_size or 16, device, num_workers)
     table = measure_views(graph, reality, networks.precision, networks.quiet)
-    made_by = sources.scale.record() | {"networks": network_digests(LABELLED, sources)}
+    digests = network_digests(LABELLED, sources, files_of(named))
+    made_by = sources.scale.record() | {"networks": digests}
     report_labelled(folder, data.views, table, made_by)
 
 
 def measure_queries(
-    folder: Path, img_path: str, subset_size: int | None, networks: NetworkOptions
+    folder: Path,
+    img_path: str,
+    subset_size: int | None,
+    given: GivenOptions,
+    networks: NetworkOptions,
 ) -> int:
     """Measure any images, standardised by the labelled run in `folder`.
 
@@ -120,8 +140,10 @@ def measure_queries(
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False
     )
-    check_networks(reference[0], sources, folder)
-    graph = energy_graph(UNLABELLED, sources, choose_device())
+    device = choose_device()
+    named = given_networks(sources, given.checkpoint, given.network, device)
+    check_networks(reference[0], sources, folder, files_of(named))
+    graph = energy_graph(UNLABELLED, sources, device, given=modules_of(named))
     good, table = measure_images(
         graph, images, sources.scale.image_size, networks.batch_size or 16,
         networks.precision, networks.quiet,

@@ -29,14 +29,14 @@ from measuring.energy_maps import (
     shown_networks,
     straight_values,
 )
+from measuring.given_networks import files_of, given_networks, modules_of
 from measuring.image_files import ImageFiles
-from measuring.options import NetworkOptions
+from measuring.options import GivenOptions, NetworkOptions
 from pictures import write_png
 from precision import check_precision, forward_only
-from sources import settle_measuring
+from sources import Sources, settle_measuring
 from transfers import FULL_SIZE
 from utils import (
-    UserError,
     also_called,
     check_positive,
     command_line,
@@ -57,7 +57,7 @@ def main(
     per_path: bool = False,
     white: float | None = None,
     statistics: str | None = None,
-    checkpoint: list | None = None,
+    given: GivenOptions,
     networks: NetworkOptions,
 ) -> None:
     """Draw the consistency energy of each pixel, and lay it over the image: bright = distrust.
@@ -68,7 +68,7 @@ def main(
 
     The networks that predict normals, depth and reshading are those that demo.py shows; the
     paths go on from their predictions. Where `image_size`, `width`, `levels` or `statistics`
-    are given, all networks are those of scripts.energy_calc instead.
+    are given, all networks are those of scripts.energy_calc instead, except those in `checkpoint`.
 
     Example: python -m scripts.energy_map --img-path assets/room.png
 
@@ -81,8 +81,6 @@ def main(
             there are more; printed).
         statistics: the output_dir of a labelled run of scripts.energy_calc: each domain's
             disagreement is standardised by it before the mean, as the energy of images is.
-        checkpoint: networks to measure in place of the demo's, comma-separated: checkpoint files
-            or runs' folders, as of demo.py.
     """
     images = ImageFiles(img_path)
     check_positive(batch_size=networks.batch_size, white=white)
@@ -92,18 +90,32 @@ def main(
     sources = settle_measuring(
         read_job(), None, networks.models_dir, networks.scale, labelled=False
     )
-    if reference:
-        check_networks(reference, sources, Path(str(statistics)))
-    device = choose_device()
-    as_calculated = reference is not None or any(networks.scale)
-    if as_calculated and checkpoint:
-        raise UserError("`checkpoint` excludes `statistics`, `image_size`, `width` and `levels`")
-    shown = {} if as_calculated else shown_networks(networks.models_dir, checkpoint, device)
-    graph, size = map_graph(sources, shown, device)
+    graph, size = graph_of(sources, given, networks, statistics, reference)
     measured = partial(measure, graph, size, images, networks, per_path, reference)
     write_maps(images, measured, folder, white, per_path, reference is not None)
     if status := images.summary(folder):
         sys.exit(status)
+
+
+def graph_of(
+    sources: Sources,
+    given: GivenOptions,
+    networks: NetworkOptions,
+    statistics: str | None,
+    reference: Mapping | None,
+) -> tuple[TaskGraph, int]:
+    """Return the graph of the networks that the flags ask for, and the size of its images.
+
+    `reference` are the statistics of the labelled run in the folder `statistics`.
+    """
+    device = choose_device()
+    if reference is None and not any(networks.scale):
+        shown = shown_networks(networks.models_dir, given.checkpoint, device, given.network)
+        return map_graph(sources, shown, device)
+    named = given_networks(sources, given.checkpoint, given.network, device)
+    if reference is not None:
+        check_networks(reference, sources, Path(str(statistics)), files_of(named))
+    return map_graph(sources, {}, device, modules_of(named))
 
 
 def write_maps(

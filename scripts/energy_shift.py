@@ -13,8 +13,9 @@ from devices import choose_device
 from files import make_folder
 from loading.layouts import add_layouts
 from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, labelled_views
+from measuring.given_networks import given_networks, modules_of
 from measuring.image_files import ImageFiles
-from measuring.options import LabelledOptions, NetworkOptions, check_unused
+from measuring.options import GivenOptions, LabelledOptions, NetworkOptions, check_unused
 from measuring.plots import plot_shifts
 from measuring.shifts import (
     Shift,
@@ -39,6 +40,7 @@ def main(
     img_path: str | None = None,
     subset_size: int | None = None,
     labelled: LabelledOptions,
+    given: GivenOptions,
     networks: NetworkOptions,
 ) -> None:
     """Measure the consistency energy, and the error, of images that are more and more spoilt.
@@ -56,7 +58,6 @@ def main(
         img_path: an image, or a folder of images, to spoil instead of labelled views.
         subset_size: measure that many of the views (or images), evenly spaced.
     """
-    # ---- options ----
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     if img_path is not None:
         check_unused("`img_path`", labelled)
@@ -72,7 +73,8 @@ def main(
     )
     device, batch_size = choose_device(), networks.batch_size or 16
     config = LABELLED if images is None else UNLABELLED
-    graph = energy_graph(config, sources, device)
+    named = given_networks(sources, given.checkpoint, given.network, device)
+    graph = energy_graph(config, sources, device, given=modules_of(named))
     if images is None:
         data = labelled_views(
             sources, labelled.split, labelled.buildings, labelled.allow_missing, subset_size
@@ -84,8 +86,7 @@ def main(
         count = len(images.paths)
 
     # ---- measure ----
-    total = -(-count // batch_size)
-    bar = tqdm(batches, total=total, unit="batch", disable=networks.quiet or None)
+    bar = tqdm(batches, total=-(-count // batch_size), unit="batch", disable=networks.quiet or None)
     names, tables = measure_shifts(graph, config, bar, device, networks.precision)
 
     # ---- results ----

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import demo
@@ -100,10 +101,24 @@ def test_a_network_of_torchvision_trains_and_is_shown(run, tmp_path):
     assert network.partition("=")[2] in output
 
 
-def test_a_dpt_of_hugging_face_trains(run):
+def test_a_dpt_of_hugging_face_trains_and_is_shown(run, tmp_path):
+    """At the size of its training, and a whole image that is wider than high."""
     pytest.importorskip("transformers")
-    status, output, _ = run(*JOB, f"--network={ROOT}/examples/dpt_backbone.py:build")
+    network = f"--network={ROOT}/examples/dpt_backbone.py:build"
+    status, output, results = run(*JOB, network)
     assert status == 0, output
+    place = f"--checkpoint={the_run(results)}"
+    status, output = shown(run, tmp_path, place, network)
+    assert status == 0, output
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (150, 100), "grey").save(wide)
+    status, output, _ = run(
+        "--task=normal", f"--img_path={wide}", f"--output_path={tmp_path / 'shown'}", place,
+        network, "--size=64", "--quiet", program="demo", defaults=False,
+    )  # fmt: skip
+    assert status == 0, output
+    (file,) = (tmp_path / "shown").glob("wide_normal_*.png")
+    assert Image.open(file).size == (96, 64)
 
 
 def test_any_transfer_and_its_checkpoint_as_start(run, own):

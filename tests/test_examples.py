@@ -1,6 +1,7 @@
 """The files of examples/, and the section "In your own code" of the README, run as they stand."""
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -14,6 +15,7 @@ from utils import ROOT
 README = (ROOT / "README.md").read_text()
 SECTION = re.search(r"^## In your own code\n(.*?)(?=^## )", README, re.M | re.S)[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
 @pytest.fixture
@@ -57,6 +59,38 @@ def test_every_example_is_run_and_short():
         tests = (file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
         assert any(name in text for text in tests), name
         assert 30 <= len((ROOT / "examples" / name).read_text().splitlines()) <= 80, name
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.name)
+def test_notebooks_are_committed_as_they_were_run(file):
+    """Run from top to bottom, without errors, with pictures, and small."""
+    assert file.stat().st_size < 300_000
+    cells = [c for c in json.loads(file.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert any("image/jpeg" in output.get("data", {}) for output in outputs)
+    assert any(output["output_type"] == "stream" for output in outputs)
+
+
+@pytest.mark.slow  # it starts a kernel and trains
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.name)
+def test_notebooks_run(file, tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))  # nothing of the user's
+    book = nbformat.read(file, as_version=4)
+    before = [cell.get("outputs") for cell in book.cells]
+    place = {"metadata": {"path": str(file.parent)}}
+    nbclient.NotebookClient(book, timeout=600, kernel_name="python3", resources=place).execute()
+    nbformat.validate(book)
+    for cell, old in zip(book.cells, before, strict=True):
+        kinds = [output["output_type"] for output in cell.get("outputs", [])]
+        assert kinds == [output["output_type"] for output in old or []], cell.source
+        assert not [o for o in cell.get("outputs", []) if o.get("name") == "stderr"], cell.source
 
 
 @pytest.mark.filterwarnings("ignore:networks. the small ones")

@@ -8,7 +8,7 @@ import torch
 
 from measuring.exporting import export, find_network
 from models import read_weights, save_network
-from sources import DEMO_MODELS
+from sources import DEMO_MODELS, SHIPPED
 from transfers import TRANSFERS, Scale
 from utils import ROOT, UserError
 
@@ -84,22 +84,44 @@ def test_safetensors_is_read_by_this_project(run, checkpoint, tmp_path):
 
 
 @pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
 @pytest.mark.parametrize("target", ["normal", "depth", "reshading"])
-def test_the_demo_networks(target, tmp_path):
-    written = export(DEMO_MODELS / f"rgb2{target}_consistency.pth", tmp_path / "model.pt2")
-    assert written.difference is not None and written.difference <= 1e-4
+@pytest.mark.parametrize("folder", [DEMO_MODELS, SHIPPED], ids=["demo", "rooms"])
+def test_the_shipped_networks(folder, target, ending, tmp_path):
+    if ending == ".onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    written = export(folder / f"rgb2{target}_consistency.pth", tmp_path / f"model{ending}")
+    assert written.difference is not None and written.difference <= 1e-4  # at two sizes
+    images = torch.rand(2, 3, 80, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (written.run(images) - written.network(images)).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("target", ["normal", "depth", "reshading"])
-def test_onnx_computes_what_torch_does(target, tmp_path):
+def test_onnx_computes_what_torch_does(run, checkpoint, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     to = tmp_path / "model.onnx"
-    written = export(DEMO_MODELS / f"rgb2{target}_consistency.pth", to)
-    assert written.difference is not None and written.difference <= 1e-4  # at two sizes
-    properties = {p.key: p.value for p in onnx.load(to).metadata_props}
-    assert properties == written.description
+    status, output, _ = run(
+        str(checkpoint), f"--to={to}", "--time=1", program="scripts.export", defaults=False
+    )
+    assert status == 0 and "checked" in output and "ms in torch" in output, output
+    model = onnx.load(to)
+    onnx.checker.check_model(model)
+    described = {p.key: p.value for p in model.metadata_props}
+    assert described["task"] == "rgb2normal" and "multiples of 2 from 4" in described["input_size"]
+    session = onnxruntime.InferenceSession(to, providers=["CPUExecutionProvider"])
+    (given,), (found,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape) == ("images", ["batch", 3, "2*h", "2*w"])
+    assert (found.name, found.shape) == ("prediction", ["batch", 3, "2*h", "2*w"])
+    network = TRANSFERS["rgb", "normal"].build(SCALE).eval()
+    network.load_state_dict(read_weights(checkpoint)[0])
+    for shape in ((1, 3, 32, 32), (5, 3, 16, 40)):
+        images = torch.rand(shape)
+        (values,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            assert (torch.from_numpy(values) - network(images)).abs().max() < 1e-4
 
 
 def test_onnx_without_its_package_is_one_sentence(run, checkpoint, tmp_path, monkeypatch):
