@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from methods.interface import TARGETS
+from methods.table import endings
 from other_networks import (
     PUBLISHERS,
     find_published,
@@ -16,7 +18,6 @@ from utils import UserError, check_one_of, log, read_job
 
 # What the demo looks for in the models folder.
 DEMO_VARIANTS = (*VARIANTS, *PUBLISHERS)
-TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,14 @@ def _given(task: str, entries: Sequence[Path]) -> dict[str, Path]:
 def _files_of(task: str, entry: Path) -> list[Path]:
     if not entry.is_dir():
         return [entry]  # reading it says what is wrong, if anything
-    names = [f"{stem}{end}.pth" for end in ("_baseline", "", "_consistency")
-             for stem in STEMS[TARGETS[task]]]  # fmt: skip
+    ends = dict.fromkeys(("_baseline", "", "_consistency", *(f"_{end}" for end in endings())))
+    names = [f"{stem}{end}.pth" for end in ends for stem in STEMS[TARGETS[task]]]
     files = [entry / name for name in names if (entry / name).is_file()]
     if not files:
         there = ", ".join(sorted(file.name for file in entry.glob("*.pth"))[:5]) or "none"
         raise UserError(
-            f"no network rgb → {task} in {entry}: looked for {', '.join(names)}; "
+            f"no network rgb → {task} in {entry}: looked for {', '.join(names[:9])} and those of "
+            f"other methods; "
             f"checkpoints there: {there}"
         )
     return files

@@ -32,7 +32,8 @@ def build_graph(
     losses = list(objective.perceptual)
     networks: dict[Edge, nn.Module] = {}
     files: dict[str, Path] = {}
-    for edge in edges_of(paths_for(config, losses_in_use(losses, objective.by_win_rate))):
+    in_use = losses_in_use(losses, objective.trained if objective.by_win_rate else ())
+    for edge in edges_of(paths_for(config, in_use)):
         transfer = get_transfer(*edge, sources.models_dirs[0])
         if edge == target:
             transfer = objective.transfer
@@ -77,9 +78,9 @@ def _untrained(objective: Objective, sources: Sources) -> nn.Module:
     return network
 
 
-def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:
-    """Return all losses that a run computes. With win rates, these include the yardsticks."""
-    return ["mae", *perceptual, *(yardstick_of(name) for name in perceptual if by_win_rate)]
+def losses_in_use(perceptual: Sequence[str], by_win_rate: Sequence[str]) -> list[str]:
+    """Return all losses that a run computes: with the yardsticks of those with win rates."""
+    return ["mae", *perceptual, *map(yardstick_of, by_win_rate)]
 
 
 def without_edge(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[str], list[str]]:

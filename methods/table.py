@@ -1,0 +1,82 @@
+"""The table of methods, `METHODS`, and their names on the command line."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from methods.interface import ALL, TARGETS, Method
+from models import read_record
+from transfers import Transfer
+from utils import UserError
+
+
+def _table(*rows: Method) -> dict[str, Method]:
+    return {row.name: row for row in rows}
+
+
+METHODS = _table(
+    Method(
+        "baseline",
+        "The network of the table, trained on the direct loss alone.",
+    ),
+    Method(
+        "perceptual",
+        "Cross-task consistency by perceptual losses: the main job, multiperceptual_TARGET.",
+        trains_on=ALL,
+        ending="consistency",
+    ),
+)
+
+_CONFIGS = {f"multiperceptual_{target}": f"perceptual_{target}" for target in TARGETS}
+
+
+def method_names(trained: bool = True) -> list[str]:
+    """Return the names of all methods on the command line: baseline_normal, …
+
+    `trained` leaves out those that are not trained here.
+    """
+    return [
+        f"{method.name}_{target}"
+        for method in METHODS.values()
+        for target in method.targets
+        if not (trained and method.untrained)
+    ]
+
+
+def find_method(name: str) -> tuple[Method, str] | None:
+    """Return the method and the target domain of a name such as pix2pix_normal, or None.
+
+    multiperceptual_TARGET is perceptual_TARGET.
+    """
+    method, _, target = _CONFIGS.get(name, name).rpartition("_")
+    if method not in METHODS or target not in METHODS[method].targets:
+        return None
+    return METHODS[method], TARGETS[target]
+
+
+def check_trained(name: str, method: Method) -> None:
+    """Raise UserError if the method is not trained here."""
+    if method.untrained:
+        raise UserError(f"{name}: {method.untrained}")
+
+
+def endings(methods: Iterable[Method] | None = None) -> list[str]:
+    """Return how names of checkpoints end: rgb2normal_{ending}.pth."""
+    return [method.ending for method in methods or METHODS.values()]
+
+
+def recorded_method(record: Mapping) -> Method | None:
+    """Return the method that a checkpoint's record names, or None."""
+    name = record.get("method")
+    return METHODS.get(name) if isinstance(name, str) else None
+
+
+def recorded_row(path: str | Path, row: Transfer) -> Transfer:
+    """Return the row that builds the network of a checkpoint rgb → target.
+
+    It is `row` itself unless the checkpoint records a method with a network of its own.
+    Raises UserError as `models.read_record`.
+    """
+    method = recorded_method(read_record(path))
+    if method is None or method.network is None or row.source != "rgb":
+        return row
+    return method.row(row.target)
