@@ -38,7 +38,7 @@ from training.data import (
 )
 from training.inputs import inputs_of
 from training.installing import install, installed_file
-from training.loop import NotFinite, Plan, Trainer
+from training.loop import NotFinite, Plan, Trainer, usual_step
 from training.networks import build_graph
 from training.options import (
     ComputeOptions,
@@ -300,10 +300,12 @@ def step_maker(
     train_views = output.realities["train"]
 
     def made(plan: Plan, labels: LabelCache) -> TrainingStep:
+        device, ranks = train_views.device, output.ranks
         return make(Setup(
             output.graph, plan.config, plan.losses, sources, train_views, labels, output.logger,
-            output.folder, train_views.device, plan.lr, plan.epochs * plan.steps_per_epoch,
-            plan.seed, plan.precision, plan.mode, plan.balance_every, output.ranks,
+            output.folder, device,
+            partial(usual_step, plan=plan, labels=labels, device=device, ranks=ranks),
+            plan.lr, plan.epochs * plan.steps_per_epoch, plan.seed, plan.precision, ranks,
         ))  # fmt: skip
 
     return made

@@ -27,7 +27,7 @@ class TrainingStep(Protocol):
 
     A step trains the graph's target network, and whatever else its method has: `networks`.
     `bad` is a flag on the device: 1 once a loss or gradient was not finite. That step and all
-    later ones then leave every network unchanged.
+    later ones then leave the target network unchanged.
     """
 
     bad: Tensor
@@ -68,8 +68,9 @@ class Setup:
     are the perceptual losses that the run measures. `train` are the views that it trains on,
     and `labels` caches frozen networks' outputs on their ground truths. `lr` is the learning
     rate, and `steps` the number of steps of the whole run, over which a cosine schedule decays.
-    `mode` and `balance_every` are those of `training.step.Step`. `folder` is the run's folder,
-    where only the first of the `ranks` may write.
+    `folder` is the run's folder,
+    where only the first of the `ranks` may write. `usual_step` makes the main job's step, with
+    the options of the run, on any graph of a network that trains and of frozen ones.
     """
 
     graph: TaskGraph
@@ -81,12 +82,11 @@ class Setup:
     logger: Logger
     folder: Path
     device: torch.device
+    usual_step: Callable[[TaskGraph], TrainingStep]
     lr: float
     steps: int
     seed: int = 0
     precision: str = "fp32"
-    mode: str = "winrate"
-    balance_every: int = 1
     ranks: Ranks = field(default_factory=Ranks)
 
     @property

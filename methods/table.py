@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from methods.cycle import CycleStep
 from methods.interface import ALL, TARGETS, Method
+from methods.pix2pix import Pix2PixStep
+from methods.random_networks import random_perceptual_step
 from models import read_record
 from transfers import Transfer
 from utils import UserError
@@ -23,6 +26,26 @@ METHODS = _table(
         "Cross-task consistency by perceptual losses: the main job, multiperceptual_TARGET.",
         trains_on=ALL,
         ending="consistency",
+    ),
+    Method(
+        "random_perceptual",
+        "The main job, but its frozen networks behind the target have fresh random weights.",
+        trains_on=ALL,
+        step=random_perceptual_step,
+    ),
+    Method(
+        "pix2pix",
+        "A conditional GAN: the network of the table, a patch discriminator, and L1.",
+        step=Pix2PixStep,
+        initial="scratch",
+        defaults={"lr": 2e-4},
+    ),
+    Method(
+        "cycle",
+        "CycleGAN, from unpaired images: two generators and two patch discriminators.",
+        step=CycleStep,
+        initial="scratch",
+        defaults={"lr": 2e-4},
     ),
 )
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import chain
 
 import torch
@@ -103,6 +104,17 @@ class Progress:
     improved: bool = False
 
 
+def usual_step(
+    graph: TaskGraph, plan: Plan, labels: LabelCache, device: torch.device, ranks: Ranks
+) -> Step:
+    """Return the step that trains a graph's target network by a plan: direct and perceptual."""
+    return Step(
+        graph, plan.config, make_optimizer(graph.trained_parameters, plan.lr), device, plan.mode,
+        plan.squared, plan.balance_every, plan.precision, ranks, labels,
+        steps=plan.epochs * plan.steps_per_epoch,
+    )  # fmt: skip
+
+
 class Trainer:
     """Trains the target network of a graph by a plan.
 
@@ -127,8 +139,8 @@ class Trainer:
         self.graph, self.logger, self.ranks = graph, logger, ranks or Ranks()
         self._train, self._val = realities["train"], realities["val"]
         self._labels = labels or {name: LabelCache(Budget(0)) for name in realities}
-        make_step = make_step or self._usual_step
-        self.step: TrainingStep = make_step(plan, self._labels["train"])
+        usual = partial(usual_step, graph, device=self._train.device, ranks=self.ranks)
+        self.step: TrainingStep = (make_step or usual)(plan, self._labels["train"])
         self._rng = random.Random(plan.seed)
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []  # step, losses, bad
         self._yardsticks: dict[tuple, Tensor] = {}  # (loss, views) → (B,)
@@ -137,14 +149,6 @@ class Trainer:
         self._told = False
         self._plain_lines = quiet or not sys.stderr.isatty()
         self._bar: tqdm | None = None
-
-    def _usual_step(self, plan: Plan, labels: LabelCache) -> Step:
-        optimizer = make_optimizer(self.graph.trained_parameters, plan.lr)
-        return Step(
-            self.graph, plan.config, optimizer, self._train.device, plan.mode, plan.squared,
-            plan.balance_every, plan.precision, self.ranks, labels,
-            steps=plan.epochs * plan.steps_per_epoch,
-        )  # fmt: skip
 
     @property
     def global_step(self) -> int:
