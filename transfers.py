@@ -207,13 +207,27 @@ TRANSFERS = _table(
 )
 
 
+def _own_rows(target: str) -> tuple[Transfer, ...]:
+    return Transfer(target, "corners", _UNet, 5), Transfer(target, "rgb", _UNet, 6)
+
+
+# Rows that the published system does not have, for methods that need them (docs/methods.md)
+OWN_TRANSFERS = _table(
+    Transfer("rgb", "corners", modules.ShiTomasi, trainable=False),
+    *_own_rows("normal"),
+    *_own_rows("depth_zbuffer"),
+    *_own_rows("reshading"),
+)
+
+
 def get_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
     """Return the edge's row, or a generic UNet if `models_dir` holds a checkpoint for it.
 
     Raises UserError otherwise, which lists the known targets of `source`.
     """
-    if (source, target) in TRANSFERS:
-        return TRANSFERS[source, target]
+    known_rows = TRANSFERS | OWN_TRANSFERS
+    if (source, target) in known_rows:
+        return known_rows[source, target]
     for task in (source, target):
         get_task(task)
     generic = generic_transfer(source, target)
@@ -233,4 +247,4 @@ def generic_transfer(source: str, target: str) -> Transfer:
 
 def transfer_by_name(name: str) -> Transfer | None:
     """Return the row with a name such as "normal2principal_curvature", or None."""
-    return {row.name: row for row in TRANSFERS.values()}.get(name)
+    return {row.name: row for row in (*TRANSFERS.values(), *OWN_TRANSFERS.values())}.get(name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from methods.interface import TARGETS
-from methods.table import endings
+from methods.table import METHODS, endings
 from other_networks import (
     PUBLISHERS,
     find_published,
@@ -13,7 +13,15 @@ from other_networks import (
     published_file,
     recognised,
 )
-from sources import DEMO_MODELS, STEMS, VARIANTS, checkpoint_names, find_variant, own_models
+from sources import (
+    DEMO_MODELS,
+    SHIPPED,
+    STEMS,
+    VARIANTS,
+    checkpoint_names,
+    find_variant,
+    own_models,
+)
 from utils import UserError, check_one_of, log, read_job
 
 # What the demo looks for in the models folder.
@@ -86,6 +94,34 @@ def choose_networks(
         )
         return Choice(shipped, note, stands_in)
     raise UserError(f"no {missing.replace(', ', ' or ')} in {folders[0]}: {_ways(task)}")
+
+
+def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | None = None) -> Choice:
+    """Choose the network of each of the named methods (`methods.table.METHODS`) for a task.
+
+    Looks in `models_dir`, by default in the job's models folders, then in those shipped with the
+    project. Raises UserError if a method is unknown, or has no network there for the task.
+    """
+    folders = [*_folders(models_dir), *([SHIPPED] if models_dir is None else [])]
+    target, paths = TARGETS[task], {}
+    for name in names:
+        method = METHODS[check_one_of("method", name, tuple(METHODS))]
+        if task not in method.targets:
+            raise UserError(
+                f"`method` {name} has networks for {' and '.join(method.targets)} alone"
+            )
+        if name in PUBLISHERS:
+            paths[name] = published_file(name, target, folders)
+            continue
+        path = find_variant(folders, target, method.ending)
+        if path is None:
+            places = " or ".join(map(str, folders))
+            raise UserError(
+                f"no {checkpoint_names(target, method.ending)[0]} in {places}: `python -m train "
+                f"{name}_{task}` trains one, and `checkpoint` names its run's folder"
+            )
+        paths[name] = path
+    return Choice(paths, f"networks: {_listed(paths)}")
 
 
 def _listed(paths: dict[str, Path]) -> str:

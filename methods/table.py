@@ -1,8 +1,9 @@
 """The table of methods, `METHODS`, and their names on the command line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from methods.configs import with_corners, with_cycle
 from methods.cycle import CycleStep
 from methods.interface import ALL, TARGETS, Method
 from methods.pix2pix import Pix2PixStep
@@ -47,6 +48,25 @@ METHODS = _table(
         initial="scratch",
         defaults={"lr": 2e-4},
     ),
+    Method(
+        "cycle_frozen",
+        "The direct loss, and a cycle loss through a frozen network from the target to rgb.",
+        config=with_cycle,
+        trains_on=("percep_rgb",),
+    ),
+    Method(
+        "unsupervised",
+        "Cross-task consistency through domains that need no labels: edges and corners of rgb.",
+        config=with_corners,
+        trains_on=("percep_edge", "percep_corners"),
+    ),
+    Method(
+        "taskonomy",
+        "Taskonomy's own networks, which the demo shows.",
+        targets=("normal", "reshading"),
+        untrained="Taskonomy's networks are not trained here: `python -m scripts.download "
+        "taskonomy` fetches them, and demo.py shows them with `method` taskonomy",
+    ),
 )
 
 _CONFIGS = {f"multiperceptual_{target}": f"perceptual_{target}" for target in TARGETS}
@@ -82,9 +102,9 @@ def check_trained(name: str, method: Method) -> None:
         raise UserError(f"{name}: {method.untrained}")
 
 
-def endings(methods: Iterable[Method] | None = None) -> list[str]:
-    """Return how names of checkpoints end: rgb2normal_{ending}.pth."""
-    return [method.ending for method in methods or METHODS.values()]
+def endings() -> list[str]:
+    """Return how names of the methods' checkpoints end: rgb2normal_{ending}.pth."""
+    return [method.ending for method in METHODS.values() if not method.untrained]
 
 
 def recorded_method(record: Mapping) -> Method | None:

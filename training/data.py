@@ -12,7 +12,7 @@ from energy import loss_of, paths_for, yardstick_of
 from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
 from sources import Sources
-from task_configs import TASKS, ImageTask, get_task
+from task_configs import OWN_TASKS, TASKS, ImageTask, get_task
 from training.options import DataOptions, Objective
 from utils import UserError, evenly_spaced, log
 
@@ -59,8 +59,9 @@ def _first_domains(paths: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 def _tasks(names: set[str]) -> tuple[ImageTask, ...]:
-    """Return the named tasks that are read from files, in the order of TASKS."""
-    return tuple(get_task(name) for name in TASKS if name in names and name != "imagenet")
+    """Return the named tasks that are read from files, in the order of the tables."""
+    known = (name for name in (*TASKS, *OWN_TASKS) if name != "imagenet")
+    return tuple(get_task(name) for name in known if name in names)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from choosing import choose_losses, wins
 from datasets import Batch, Reality
-from devices import Ranks
+from devices import Ranks, peak_memory
 from energy import loss_title, paths_for, yardstick_of
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
@@ -156,9 +157,10 @@ class Trainer:
         return self.progress.epoch * self.plan.steps_per_epoch + self.progress.step
 
     @property
-    def taken(self) -> dict[str, float]:
-        """The number of steps since training began, and the seconds that they took."""
-        return {"steps": self.global_step, "seconds": self.seconds}
+    def taken(self) -> dict[str, Any]:
+        """What training took: steps and their seconds, and this process's peak memory in MiB."""
+        peak = peak_memory(self._train.device)
+        return {"steps": self.global_step, "seconds": self.seconds, "peak_mib": peak}
 
     @property
     def done(self) -> bool:

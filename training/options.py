@@ -16,7 +16,7 @@ from energy import (
 from methods.interface import Method
 from methods.table import check_trained, find_method, method_names
 from precision import TRAINING_PRECISIONS, check_precision
-from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
+from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, get_transfer, transfer_by_name
 from utils import UserError, accepted, check_one_of, check_positive, nearest
 
 
@@ -288,13 +288,14 @@ def objective_of(options: Options) -> Objective:
         raise UserError(f"{options.config} has a network of its own: no `network`")
     own = backbone(network, get_transfer(*config["paths"]["n(x)"])) if network else None
     trains_on_some = method is None or bool(method.trains_on)
+    perceptual = restricted(config, losses.perceptual, options.networks.no_imagenet)
     by_win_rate = not losses.random_select and losses.mode == "winrate" and losses.k != 0
     initial = "scratch" if row or own else method.initial if method else "baseline"
     return Objective(
         options.config,
         config,
         row,
-        tuple(restricted(config, losses.perceptual, options.networks.no_imagenet)),
+        tuple(perceptual),
         by_win_rate and trains_on_some,
         options.networks.init or initial,
         own,
@@ -308,7 +309,8 @@ def find_config(name: str | None) -> Mapping:
     Raises UserError if `name` is None, unknown or cannot be trained.
     """
     trainable = [n for n, c in energy_configs.items() if "mae" in c["losses"]]
-    rows = [row.name for row in TRANSFERS.values() if row.trainable]
+    known_rows = (*TRANSFERS.values(), *OWN_TRANSFERS.values())
+    rows = [row.name for row in known_rows if row.trainable]
     methods = method_names()
     if name is None:
         raise UserError(
@@ -439,8 +441,12 @@ def _check_losses(losses: LossOptions, objective: Objective) -> None:
         raise UserError("`mode` standard uses all perceptual losses: no `random_select`")
     if losses.mode == "standard" and losses.balance_every > 1:
         raise UserError("`mode` standard balances nothing: no `balance_every`")
+    method = objective.method
+    if method and method.trains_on and not objective.trained:
+        own = ", ".join(map(loss_name, method.trained_losses(objective.transfer.target)))
+        raise UserError(f"`perceptual` leaves {objective.name} no loss to train on (its: {own})")
     direct_alone = not checked_k(losses.k, objective.trained, losses.mode)
-    if objective.method and objective.method.step and not objective.trained:
+    if method and method.step and not objective.trained:
         _check_own_step(losses, objective.name)
     if direct_alone and (losses.compare_direct or losses.random_select or losses.winrate):
         raise UserError(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -31,10 +32,10 @@ class RunOutput:
     """The folder of a run, and all that is written there. Only the first rank writes,
     except in `keep_for_replay`.
 
-    `columns` are the columns of the closing table so far, and `taken` the steps and seconds of
-    those that were trained, {column: {"steps", "seconds"}}. `training` is the trainer's state in
-    the current phase, or None. `start` holds the initial weights, if a comparison needs them. A
-    resumed run loads all three from its last state; `resumed` tells whether it had one.
+    `columns` are the columns of the closing table so far, and `taken` what those that were
+    trained took (`Trainer.taken`). `training` is the trainer's state in the current phase, or
+    None. `start` holds the initial weights, if a comparison needs them. A resumed run loads all
+    of them, from its last state and its record; `resumed` tells whether it had a state.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class RunOutput:
                 (folder / "log.jsonl").unlink(missing_ok=True)
             self.logger = Logger(record["config"], folder / "log.jsonl", windows)
         self.columns: dict[str, dict[str, float]] = state["columns"] if state else {}
-        self.taken: dict[str, dict[str, float]] = recorded_taken(self.record) if state else {}
+        self.taken: dict[str, dict[str, Any]] = recorded_taken(self.record) if state else {}
         self.start: dict[str, Tensor] = state["start"] if state else {}
         self.training: dict | None = state["training"] if state else None
         if state:
@@ -88,7 +89,7 @@ class RunOutput:
             self._pictures.draw(self.graph, "start", "start", heading)
         self.save_state(0)
 
-    def end_phase(self, column: str, measured: dict[str, float], taken: dict[str, float]) -> None:
+    def end_phase(self, column: str, measured: dict[str, float], taken: dict[str, Any]) -> None:
         """Store the closing table's column of a finished phase, and the steps and seconds taken.
 
         Only what a later state saves is kept by a run that is stopped and resumed.

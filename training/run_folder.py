@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from files import only_process_in, read_json, write_json
 from training.data import Part
@@ -217,16 +218,16 @@ def write_record(folder: Path, record: Mapping) -> dict:
     return written
 
 
-def record_taken(folder: Path, taken: Mapping[str, Mapping[str, float]]) -> None:
-    """Add to run.json how many steps and seconds each phase took, {column: {…}}."""
+def record_taken(folder: Path, taken: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add to run.json what each phase took, {column: {"steps", "seconds", "peak_mib"}}."""
     write_json(folder / RECORD, read_json(folder / RECORD) | {"taken": dict(taken)})
 
 
-def recorded_taken(record: Mapping) -> dict[str, dict[str, float]]:
+def recorded_taken(record: Mapping) -> dict[str, dict[str, Any]]:
     """Return what `record_taken` has recorded, without what was changed by hand."""
     taken = record.get("taken")
     return {
-        column: {"steps": values["steps"], "seconds": values["seconds"]}
+        column: values
         for column, values in (taken.items() if isinstance(taken, dict) else ())
         if isinstance(values, dict)
         and all(isinstance(values.get(name), int | float) for name in ("steps", "seconds"))
