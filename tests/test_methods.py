@@ -24,6 +24,7 @@ from models import read_record, read_weights
 from modules import ShiTomasi
 from scripts.train_edges import _needed
 from sources import Sources
+from training.curves import figure_of, read_curves
 from training.options import Options, objective_of
 from transfers import TRANSFERS, Scale, transfer_by_name
 from utils import ROOT, UserError
@@ -284,3 +285,13 @@ def test_taskonomy_is_not_trained_here(run):
     assert status == 2 and "scripts.download taskonomy" in output and "demo.py" in output
     with pytest.raises(UserError, match="did you mean taskonomy_normal"):
         objective_of(Options("taskonomi_normal"))
+
+
+def test_the_curves_show_the_losses_of_a_methods_own_step(tmp_path):
+    log = tmp_path / "log.jsonl"
+    records = [{"split": "train", "step": step, "loss": 3.0, "mae : n(x) -> y^": 1.0,
+                "adversarial : training": 2.0 * step} for step in (1, 2)]  # fmt: skip
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    axes = figure_of(read_curves(log, 1), "title", squared=False).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {"weighted sum": [3, 3], "direct": [1, 1], "adversarial": [2, 4]}
