@@ -207,16 +207,16 @@ TRANSFERS = _table(
 )
 
 
-def _own_rows(target: str) -> tuple[Transfer, ...]:
-    return Transfer(target, "corners", _UNet, 5), Transfer(target, "rgb", _UNet, 6)
-
-
-# Rows that the published system does not have, for methods that need them (docs/methods.md)
+# Rows that the published system does not have, for methods that need them (docs/methods.md).
+# Those to rgb are what `generic_transfer` returns where their files exist.
 OWN_TRANSFERS = _table(
     Transfer("rgb", "corners", modules.ShiTomasi, trainable=False),
-    *_own_rows("normal"),
-    *_own_rows("depth_zbuffer"),
-    *_own_rows("reshading"),
+    Transfer("normal", "corners", _UNet, 5),
+    Transfer("depth_zbuffer", "corners", _UNet, 5),
+    Transfer("reshading", "corners", _UNet, 5),
+    Transfer("normal", "rgb", _UNet, 5),
+    Transfer("depth_zbuffer", "rgb", _UNet, 5),
+    Transfer("reshading", "rgb", _UNet, 5),
 )
 
 
@@ -225,9 +225,8 @@ def get_transfer(source: str, target: str, models_dir: str | Path | None = None)
 
     Raises UserError otherwise, which lists the known targets of `source`.
     """
-    known_rows = TRANSFERS | OWN_TRANSFERS
-    if (source, target) in known_rows:
-        return known_rows[source, target]
+    if (source, target) in TRANSFERS:
+        return TRANSFERS[source, target]
     for task in (source, target):
         get_task(task)
     generic = generic_transfer(source, target)
@@ -236,6 +235,11 @@ def get_transfer(source: str, target: str, models_dir: str | Path | None = None)
     targets = [t for s, t in TRANSFERS if s == source]
     known = f"from {source} there are: {', '.join(targets)}" if targets else "there is none from it"
     raise UserError(f"no transfer {source} → {target}{nearest(target, targets)} ({known})")
+
+
+def any_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
+    """Return the edge's row of `OWN_TRANSFERS`, or else `get_transfer`'s."""
+    return OWN_TRANSFERS.get((source, target)) or get_transfer(source, target, models_dir)
 
 
 def generic_transfer(source: str, target: str) -> Transfer:

@@ -6,7 +6,7 @@ from energy import paths_for
 from graph import TaskGraph, edges_of
 from methods.interface import Setup, TrainingStep
 from methods.optimising import freshly
-from transfers import get_transfer
+from transfers import any_transfer
 
 
 def random_graph(setup: Setup) -> TaskGraph:
@@ -21,7 +21,7 @@ def random_graph(setup: Setup) -> TaskGraph:
     networks = {start: setup.graph.target}
     for edge in edges_of(paths_for(setup.config, ["mae", *setup.losses])):
         if edge != start:
-            row = get_transfer(*edge, setup.sources.models_dirs[0])
+            row = any_transfer(*edge, setup.sources.models_dirs[0])
             build = partial(row.build, setup.sources.scale)
             networks[edge] = freshly(build, setup.seed, row.name).to(setup.device)
     return TaskGraph(networks, start)

@@ -21,7 +21,7 @@ from loading.layouts import add_layouts, find_places
 from methods.table import find_method
 from sources import SHIPPED, settle
 from task_configs import get_task
-from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
+from transfers import TRANSFERS, Transfer, any_transfer, get_transfer, transfer_by_name
 from utils import (
     ROOT,
     UserError,
@@ -167,7 +167,7 @@ def _needed(name: str | None) -> list[Transfer]:
         return [row]
     if found := find_method(name or ""):
         method, target = found
-        return [get_transfer(*edge) for edge in edges_of(method.config(target)["paths"])]
+        return [any_transfer(*edge) for edge in edges_of(method.config(target)["paths"])]
     if name not in energy_configs:
         known = [*energy_configs, "all"]
         choices = f"there are: {', '.join(known)}, and the transfers"

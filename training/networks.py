@@ -14,7 +14,7 @@ from modules.unet import recompute_activations
 from other_networks import initial_weights
 from sources import Sources, own_models
 from training.options import ComputeOptions, Objective, Options
-from transfers import Edge, get_transfer
+from transfers import Edge, any_transfer
 from utils import UserError, log, read_job
 
 
@@ -34,7 +34,7 @@ def build_graph(
     files: dict[str, Path] = {}
     in_use = losses_in_use(losses, objective.trained if objective.by_win_rate else ())
     for edge in edges_of(paths_for(config, in_use)):
-        transfer = get_transfer(*edge, sources.models_dirs[0])
+        transfer = any_transfer(*edge, sources.models_dirs[0])
         if edge == target:
             transfer = objective.transfer
         if edge == target and objective.init != "baseline":

@@ -16,7 +16,7 @@ from energy import (
 from methods.interface import Method
 from methods.table import check_trained, find_method, method_names
 from precision import TRAINING_PRECISIONS, check_precision
-from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, get_transfer, transfer_by_name
+from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, any_transfer, transfer_by_name
 from utils import UserError, accepted, check_one_of, check_positive, nearest
 
 
@@ -251,7 +251,7 @@ class Objective:
         source, target = self.config["paths"]["n(x)"]
         if self.backbone:
             return self.backbone
-        return self.method.row(target) if self.method else get_transfer(source, target)
+        return self.method.row(target) if self.method else any_transfer(source, target)
 
     @property
     def trained(self) -> list[str]:
@@ -286,7 +286,7 @@ def objective_of(options: Options) -> Objective:
     method, _ = find_method(options.config) or (None, "")
     if network and method and method.network:
         raise UserError(f"{options.config} has a network of its own: no `network`")
-    own = backbone(network, get_transfer(*config["paths"]["n(x)"])) if network else None
+    own = backbone(network, any_transfer(*config["paths"]["n(x)"])) if network else None
     trains_on_some = method is None or bool(method.trains_on)
     perceptual = restricted(config, losses.perceptual, options.networks.no_imagenet)
     by_win_rate = not losses.random_select and losses.mode == "winrate" and losses.k != 0
