@@ -68,9 +68,9 @@ class Setup:
     are the perceptual losses that the run measures. `train` are the views that it trains on,
     and `labels` caches frozen networks' outputs on their ground truths. `lr` is the learning
     rate, and `steps` the number of steps of the whole run, over which a cosine schedule decays.
-    `folder` is the run's folder,
-    where only the first of the `ranks` may write. `usual_step` makes the main job's step, with
-    the options of the run, on any graph of a network that trains and of frozen ones.
+    `folder` is the run's folder, where only the first of the `ranks` may write. `usual_step`
+    makes the main job's step, with the options of the run, on any graph of a network that
+    trains and of frozen ones.
     """
 
     graph: TaskGraph

@@ -16,6 +16,8 @@ import consistency
 import methods.table
 from energy import loss_name
 from graph import TaskGraph
+from loading.addresses import TASKONOMY
+from measuring.demo_networks import choose_methods
 from measuring.exporting import export
 from methods.interface import ALL, TARGETS
 from methods.random_networks import random_graph
@@ -25,6 +27,7 @@ from modules import ShiTomasi
 from scripts.train_edges import _needed
 from sources import Sources
 from training.curves import figure_of, read_curves
+from training.installing import installed_file
 from training.options import Options, objective_of
 from transfers import TRANSFERS, Scale, transfer_by_name
 from utils import ROOT, UserError
@@ -295,3 +298,29 @@ def test_the_curves_show_the_losses_of_a_methods_own_step(tmp_path):
     axes = figure_of(read_curves(log, 1), "title", squared=False).axes[0]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines == {"weighted sum": [3, 3], "direct": [1, 1], "adversarial": [2, 4]}
+
+
+def test_an_installed_network_has_the_name_by_which_the_demo_finds_it(tmp_path):
+    sources = SimpleNamespace(install_dir=tmp_path)
+    names = {
+        "pix2pix_depth": "rgb2depth_pix2pix.pth",
+        "baseline_depth": "rgb2zdepth_baseline.pth",  # with which other runs begin
+        "perceptual_normal": "rgb2normal_consistency.pth",
+        "cycle_reshading": "rgb2reshading_cycle.pth",
+    }
+    for name, file in names.items():
+        assert installed_file(objective_of(Options(name)), sources, False) == tmp_path / file
+        (tmp_path / file).touch()
+        method, _, task = name.partition("_")
+        assert choose_methods(task, [method], tmp_path).paths == {method: tmp_path / file}
+
+
+def test_the_demo_finds_taskonomys_networks(tmp_path):
+    files = TASKONOMY["normal"][:2]
+    for file in files:
+        (tmp_path / file).touch()
+    assert choose_methods("normal", ["taskonomy"], tmp_path).paths == {
+        "taskonomy": tmp_path / files[0]
+    }
+    with pytest.raises(UserError, match="for normal and reshading alone"):
+        choose_methods("depth", ["taskonomy"], tmp_path)

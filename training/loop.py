@@ -286,8 +286,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Move on to the next epoch."""
-        # all ranks stop together
-        self.seconds = max(self.ranks.gathered(self.seconds))
+        self.seconds = max(self.ranks.gathered(self.seconds))  # so that all ranks stop together
         progress = self.progress
         progress.epoch, progress.step = progress.epoch + 1, 0
         if self._plain_lines and self.ranks.first:
