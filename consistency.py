@@ -47,6 +47,7 @@ from measuring.energy_maps import (
     straight_values,
 )
 from measuring.prediction import choose_one, predict, pretrained, resized
+from methods.table import recorded_row
 from models import load_network
 from sources import Sources, settle, sources_in
 from task_configs import TASKS
@@ -518,6 +519,6 @@ def _loaded(checkpoint: str | Path, config: Mapping, scale: Scale) -> nn.Module:
     path = Path(checkpoint)
     if task:
         (path,) = choose_one(task, checkpoint=checkpoint).paths.values()
-    network = get_transfer(*edge).build(scale)
+    network = recorded_row(path, get_transfer(*edge)).build(scale)
     load_network(network, path, scale, edge)
     return network

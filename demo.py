@@ -4,6 +4,7 @@ python demo.py --task normal --img-path assets/room.png --output-dir results/dem
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from devices import choose_device, default_forward_batch
 from loading.photographs import open_image
-from measuring.demo_networks import TARGETS, choose_networks
+from measuring.demo_networks import TARGETS, Choice, choose_methods, choose_networks
 from measuring.image_files import ImageFiles
 from measuring.prediction import (
     Predictor,
@@ -21,12 +22,53 @@ from measuring.prediction import (
 )
 from measuring.result_files import endings, has_colours, write_results
 from precision import check_precision, forward_only
-from utils import also_called, check_one_of, check_positive, command_line, log, read_job
+from utils import (
+    UserError,
+    also_called,
+    check_one_of,
+    check_positive,
+    command_line,
+    folding_flags,
+    log,
+    read_job,
+)
 
 __all__ = ["main", "predict"]
 
 
+@dataclass(frozen=True)
+class NetworkFlags:
+    """Networks.
+
+    Args:
+        checkpoint: the networks, comma-separated: files, runs' folders, omnidata or taskonomy.
+        method: the networks of these methods, comma-separated (baseline,pix2pix,…;
+            docs/methods.md): those in the models folder, then those shipped with this project.
+        model: published (those in the models folder) or rooms (the small networks shipped with
+            this project). Default: published where at least one is there, else rooms.
+        models_dir: the folder of the checkpoints (default: models/, then models/trained).
+        network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
+    """
+
+    checkpoint: list | None = None
+    method: list | None = None
+    model: str | None = None
+    models_dir: str | None = None
+    network: str | None = None
+
+    def chosen(self, task: str) -> Choice:
+        """Return the checkpoints to load. Raises UserError if the flags exclude each other."""
+        if self.method is None:
+            return choose_networks(
+                task, checkpoint=self.checkpoint, model=self.model, models_dir=self.models_dir
+            )
+        if self.checkpoint is not None or self.model is not None:
+            raise UserError("`method` names the networks: give no `checkpoint` and no `model`")
+        return choose_methods(task, self.method, self.models_dir)
+
+
 @also_called(output_path="output_dir")
+@folding_flags
 def main(
     *,
     task: str | None = None,
@@ -34,13 +76,10 @@ def main(
     output_dir: str | None = None,
     compare: bool = False,
     size: int | None = None,
-    checkpoint: list | None = None,
-    model: str | None = None,
-    models_dir: str | None = None,
-    network: str | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
     quiet: bool = False,
+    networks: NetworkFlags,
 ) -> None:
     """Predict normals, depth or reshading of images, with one network or several.
 
@@ -64,11 +103,6 @@ def main(
         compare: write {name}_{task}_compare.png too: the input and all predictions.
         size: predict the whole image in its own aspect, its shorter side about that many
             pixels, instead of the centre square at the size of the network's training.
-        checkpoint: the networks, comma-separated: files, runs' folders, omnidata or taskonomy.
-        model: published (those in the models folder) or rooms (the small networks shipped with
-            this project). Default: published where at least one is there, else rooms.
-        models_dir: the folder of the checkpoints (default: models/, then models/trained).
-        network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
         precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
@@ -77,8 +111,9 @@ def main(
     check_positive(batch_size=batch_size)
     check_precision(precision)
     images = ImageFiles(img_path)
-    chosen = choose_networks(task, checkpoint=checkpoint, model=model, models_dir=models_dir)
-    check_size(predictor := load_predictor(task, chosen, choose_device(), network), size)
+    chosen = networks.chosen(task)
+    predictor = load_predictor(task, chosen, choose_device(), networks.network)
+    check_size(predictor, size)
     log.info("%s", chosen.note)
     folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
     write_predictions(

@@ -76,6 +76,18 @@ def _first_number(file: str, pattern: str) -> int:
     return int(match[1]) if match else 0
 
 
+def peak_memory(device: torch.device) -> float | None:
+    """Return the peak memory of this process so far in MiB: of the GPU, or of the whole process.
+
+    None if the system does not tell. On the CPU everything counts, also views kept in memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # VmHWM is reset when a program starts, unlike the value of getrusage
+    kibibytes = _first_number("/proc/self/status", r"^VmHWM:\s+(\d+) kB")
+    return kibibytes / 2**10 if kibibytes else None
+
+
 # ---- how networks are run -----------------------------------------------------------
 
 

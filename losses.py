@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from energy import loss_pairs
-from task_configs import TASKS
+from task_configs import get_task
 
 # ---- losses of a configuration ------------------------------------------------------
 
@@ -43,7 +43,7 @@ def evaluate_losses(
     for name in names:
         terms = []
         for first, second in loss_pairs(config, name, reality):
-            task = TASKS[config["paths"][second][-1]]
+            task = get_task(config["paths"][second][-1])
             prediction, target = at_least_float32(values[first]), at_least_float32(values[second])
             mask = None if task.name == "imagenet" else task.mask(target.detach())
             terms.append(masked_loss(prediction, target, mask, squared))

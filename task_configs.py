@@ -21,6 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from modules.corners import ShiTomasi
 from utils import UserError, check_regular, nearest
 
 LARGEST_FILE = 8192 * 8192  # maximum number of pixels in an image file
@@ -90,6 +91,11 @@ def sobel(x: Tensor) -> Tensor:
     across = ndimage.sobel(blurred, axis=0, mode="constant")
     down = ndimage.sobel(blurred, axis=1, mode="constant")
     return torch.from_numpy(np.hypot(across, down))[None]
+
+
+def corners(x: Tensor) -> Tensor:
+    """The corner response of `modules.ShiTomasi`: (3, S, S) in [0, 1] → (1, S, S) in [0, 1]."""
+    return ShiTomasi()(x[None])[0]
 
 
 def check_size(size: tuple[int, int], image_size: int) -> None:
@@ -339,8 +345,15 @@ TASKS = _table(
 )
 
 
+# Domains that the published system does not have. Theirs are computed from other domains' files.
+OWN_TASKS = _table(
+    ImageTask("corners", channels=1, folder="rgb", transform=corners, deep=False),
+)
+
+
 def get_task(name: str) -> ImageTask:
     """Return the task of that name. Raises UserError, which lists the known names."""
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}{nearest(name, TASKS)} (there are: {', '.join(TASKS)})")
-    return TASKS[name]
+    known = TASKS | OWN_TASKS
+    if name not in known:
+        raise UserError(f"no task {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
+    return known[name]

@@ -1,6 +1,7 @@
 """Train one network of the graph: rgb → target with cross-task consistency, or any other edge.
 
 python -m train multiperceptual_normal --k 2 --random-select
+python -m train pix2pix_normal
 python -m train normal2principal_curvature
 torchrun --nproc-per-node 8 -m train multiperceptual_normal --k 2 --random-select
 """
@@ -8,7 +9,7 @@ torchrun --nproc-per-node 8 -m train multiperceptual_normal --k 2 --random-selec
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from loading.layouts import add_layouts
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from measuring.demo_networks import TARGETS
+from methods.interface import Setup, TrainingStep
 from sources import Sources, settle
 from training.announcement import announcement
 from training.data import (
@@ -36,7 +38,7 @@ from training.data import (
 )
 from training.inputs import inputs_of
 from training.installing import install, installed_file
-from training.loop import NotFinite, Plan, Trainer
+from training.loop import NotFinite, Plan, Trainer, usual_step
 from training.networks import build_graph
 from training.options import (
     ComputeOptions,
@@ -87,14 +89,14 @@ def main(
     compute: ComputeOptions,
     run: RunOptions,
 ) -> dict[str, dict[str, float]]:
-    """Train rgb → target by an energy configuration, or any row of the transfer table.
+    """Train rgb → target by an energy configuration, by another method, or any other transfer.
 
     Example: python -m train multiperceptual_normal --k 2 --random-select
 
     Args:
-        config: an energy configuration (multiperceptual_normal, …) or a transfer
-            (normal2principal_curvature, …), which trains on its ground truth alone: L1
-            from rgb, L2 between other domains.
+        config: an energy configuration (multiperceptual_normal, …), a method and its target
+            (baseline_normal, …; docs/methods.md) or a transfer (normal2principal_curvature, …),
+            which trains on its ground truth alone: L1 from rgb, L2 between other domains.
     """
     options = Options(config, data, networks, losses, compute, run)
     ranks, device = start_ranks()
@@ -146,7 +148,7 @@ def train(
         log.info("%s", announcement(options, objective, plan, sources, parts, record, folder))
     windows = visdom_windows(options, objective) if ranks.first else None
     output = RunOutput(folder, record, graph, objective.config, realities, ranks, windows, resumed)
-    checkpoint = folder / f"{objective.transfer.name}{'' if objective.row else '_consistency'}.pth"
+    checkpoint = folder / f"{objective.transfer.name}{objective.ending}.pth"
 
     # ---- measure, train, measure again ----
     labels = label_caches(options, realities)
@@ -164,10 +166,11 @@ def train(
             if phase is not plan and not output.training:
                 graph.target.load_state_dict(output.start)  # the same initial weights
             trainer = Trainer(
-                phase, graph, realities, output.logger, ranks, labels, options.run.quiet
-            )
+                phase, graph, realities, output.logger, ranks, labels, options.run.quiet,
+                step_maker(objective, sources, output) if phase is plan else None,
+            )  # fmt: skip
             fit(trainer, output, stop, checkpoint if phase is plan else None, sources.scale)
-            output.end_phase(column, measure_held_out())
+            output.end_phase(column, measure_held_out(), trainer.taken)
 
     # ---- results ----
     conclude(options, objective, sources, output, checkpoint, kind_of_views(parts))
@@ -269,11 +272,12 @@ def make_plan(
 ) -> Plan:
     """Return the training plan: the options, with defaults that depend on the data."""
     run, train_views = options.run, realities["train"]
+    trained = [name for name in losses if name in objective.trained]
     steps = defaults.steps_per_epoch or default_steps(
         len(train_views.dataset), train_views.batch_size * ranks.count
     )
     return Plan(
-        objective.config, losses, checked_k(options.losses.k, losses, options.losses.mode),
+        objective.config, losses, checked_k(options.losses.k, trained, options.losses.mode),
         mode=options.losses.mode, at_random=not objective.by_win_rate, squared=objective.squared,
         lr=run.lr or defaults.lr,
         schedule=run.schedule or defaults.schedule,
@@ -281,7 +285,30 @@ def make_plan(
         seed=run.seed, balance_every=options.losses.balance_every,
         precision=options.compute.precision,
         save_every=run.save_every or 0,
+        trains_on=trained if objective.method else None,
+        max_seconds=run.max_seconds,
     )  # fmt: skip
+
+
+def step_maker(
+    objective: Objective, sources: Sources, output: RunOutput
+) -> Callable[[Plan, LabelCache], TrainingStep] | None:
+    """Return the function that makes the step of the run's method; None for the usual `Step`."""
+    make = objective.method.step if objective.method else None
+    if make is None:
+        return None
+    train_views = output.realities["train"]
+
+    def made(plan: Plan, labels: LabelCache) -> TrainingStep:
+        device, ranks = train_views.device, output.ranks
+        return make(Setup(
+            output.graph, plan.config, plan.losses, sources, train_views, labels, output.logger,
+            output.folder, device,
+            partial(usual_step, plan=plan, labels=labels, device=device, ranks=ranks),
+            plan.lr, plan.epochs * plan.steps_per_epoch, plan.seed, plan.precision, ranks,
+        ))  # fmt: skip
+
+    return made
 
 
 def visdom_windows(options: Options, objective: Objective) -> VisdomWindows | None:
@@ -332,6 +359,7 @@ def describe(
         **begun(options, ranks.count),
         "init": objective.init,
         "trains": objective.transfer.name,
+        **({"method": objective.method.name} if objective.method else {}),
         "data": [str(folder) for folder in sources.data_dirs],
         "models": [str(folder) for folder in sources.models_dirs],
         **sources.scale.record(),
@@ -372,6 +400,8 @@ def conclude(
         replaced = install(checkpoint, installed, objective, sources)
         record_installed(output.folder, installed)
     print("\n" + table(output.columns, views))
+    for column, taken in output.taken.items():
+        print(f"{column}: {taken['steps']:.0f} steps in {taken['seconds']:.4g} s")
     if not options.run.visualize:
         print(f"checkpoint: {checkpoint}")
     if installed:

@@ -207,6 +207,19 @@ TRANSFERS = _table(
 )
 
 
+# Rows that the published system does not have, for methods that need them (docs/methods.md).
+# Those to rgb are what `generic_transfer` returns where their files exist.
+OWN_TRANSFERS = _table(
+    Transfer("rgb", "corners", modules.ShiTomasi, trainable=False),
+    Transfer("normal", "corners", _UNet, 5),
+    Transfer("depth_zbuffer", "corners", _UNet, 5),
+    Transfer("reshading", "corners", _UNet, 5),
+    Transfer("normal", "rgb", _UNet, 5),
+    Transfer("depth_zbuffer", "rgb", _UNet, 5),
+    Transfer("reshading", "rgb", _UNet, 5),
+)
+
+
 def get_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
     """Return the edge's row, or a generic UNet if `models_dir` holds a checkpoint for it.
 
@@ -224,6 +237,11 @@ def get_transfer(source: str, target: str, models_dir: str | Path | None = None)
     raise UserError(f"no transfer {source} → {target}{nearest(target, targets)} ({known})")
 
 
+def any_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
+    """Return the edge's row of `OWN_TRANSFERS`, or else `get_transfer`'s."""
+    return OWN_TRANSFERS.get((source, target)) or get_transfer(source, target, models_dir)
+
+
 def generic_transfer(source: str, target: str) -> Transfer:
     """Return the UNet that the published code uses for an edge without a row."""
     file = f"{source}2{target}_new.pth" if "keypoints2d" in (source, target) else ""
@@ -233,4 +251,4 @@ def generic_transfer(source: str, target: str) -> Transfer:
 
 def transfer_by_name(name: str) -> Transfer | None:
     """Return the row with a name such as "normal2principal_curvature", or None."""
-    return {row.name: row for row in TRANSFERS.values()}.get(name)
+    return {row.name: row for row in (*TRANSFERS.values(), *OWN_TRANSFERS.values())}.get(name)

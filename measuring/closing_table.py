@@ -12,7 +12,7 @@ from graph import TaskGraph
 from label_cache import LabelCache
 from losses import angular_error, evaluate_losses, valid_error
 from tables import text_table
-from task_configs import TASKS
+from task_configs import get_task
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def measure(
         known = labels.frozen_values(graph, paths, batch) if labels else {}
         values = graph.sample(paths, batch, known)
         prediction, truth = values["n(x)"], values["y^"]
-        mask = TASKS[target].mask(truth)
+        mask = get_task(target).mask(truth)
         add("direct L1 × 100", 100 * valid_error(prediction, truth, mask))
         if target == "normal":
             add("angular error (°)", angular_error(prediction, truth, mask))
@@ -62,7 +62,7 @@ def measure(
             domain, pairs = loss_of(config, name)[2:]
             if domain in batch:
                 mapped, second = values[pairs[0][0]], batch[domain]
-                error = valid_error(mapped, second, TASKS[domain].mask(second))
+                error = valid_error(mapped, second, get_task(domain).mask(second))
                 add(f"{name} × 100, true", 100 * error)
     local = {row: torch.cat(values).cpu() for row, values in sums.items()}
     per_rank = (ranks or Ranks()).gathered(local)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from methods.interface import TARGETS
+from methods.table import METHODS, endings
 from other_networks import (
     PUBLISHERS,
     find_published,
@@ -11,12 +13,19 @@ from other_networks import (
     published_file,
     recognised,
 )
-from sources import DEMO_MODELS, STEMS, VARIANTS, checkpoint_names, find_variant, own_models
+from sources import (
+    DEMO_MODELS,
+    SHIPPED,
+    STEMS,
+    VARIANTS,
+    checkpoint_names,
+    find_variant,
+    own_models,
+)
 from utils import UserError, check_one_of, log, read_job
 
 # What the demo looks for in the models folder.
 DEMO_VARIANTS = (*VARIANTS, *PUBLISHERS)
-TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,34 @@ def choose_networks(
     raise UserError(f"no {missing.replace(', ', ' or ')} in {folders[0]}: {_ways(task)}")
 
 
+def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | None = None) -> Choice:
+    """Choose the network of each of the named methods (`methods.table.METHODS`) for a task.
+
+    Looks in `models_dir`, by default in the job's models folders, then in those shipped with the
+    project. Raises UserError if a method is unknown, or has no network there for the task.
+    """
+    folders = [*_folders(models_dir), *([SHIPPED] if models_dir is None else [])]
+    target, paths = TARGETS[task], {}
+    for name in names:
+        method = METHODS[check_one_of("method", name, tuple(METHODS))]
+        if task not in method.targets:
+            raise UserError(
+                f"`method` {name} has networks for {' and '.join(method.targets)} alone"
+            )
+        if name in PUBLISHERS:
+            paths[name] = published_file(name, target, folders)
+            continue
+        path = find_variant(folders, target, method.ending)
+        if path is None:
+            places = " or ".join(map(str, folders))
+            raise UserError(
+                f"no {checkpoint_names(target, method.ending)[0]} in {places}: `python -m train "
+                f"{name}_{task}` trains one, and `checkpoint` names its run's folder"
+            )
+        paths[name] = path
+    return Choice(paths, f"networks: {_listed(paths)}")
+
+
 def _listed(paths: dict[str, Path]) -> str:
     return ", ".join(f"{label} {path}" for label, path in paths.items())
 
@@ -154,13 +191,14 @@ def _given(task: str, entries: Sequence[Path]) -> dict[str, Path]:
 def _files_of(task: str, entry: Path) -> list[Path]:
     if not entry.is_dir():
         return [entry]  # reading it says what is wrong, if anything
-    names = [f"{stem}{end}.pth" for end in ("_baseline", "", "_consistency")
-             for stem in STEMS[TARGETS[task]]]  # fmt: skip
+    ends = dict.fromkeys(("_baseline", "", "_consistency", *(f"_{end}" for end in endings())))
+    names = [f"{stem}{end}.pth" for end in ends for stem in STEMS[TARGETS[task]]]
     files = [entry / name for name in names if (entry / name).is_file()]
     if not files:
         there = ", ".join(sorted(file.name for file in entry.glob("*.pth"))[:5]) or "none"
         raise UserError(
-            f"no network rgb → {task} in {entry}: looked for {', '.join(names)}; "
+            f"no network rgb → {task} in {entry}: looked for {', '.join(names[:9])} and those of "
+            f"other methods; "
             f"checkpoints there: {there}"
         )
     return files

@@ -20,6 +20,7 @@ from backbones import Backbone, backbone
 from colouring import DEPTH_RANGE
 from files import write_atomically
 from measuring.prediction import loaded, side_multiple
+from methods.table import recorded_row
 from models import load_network
 from sources import STEMS
 from task_configs import get_task
@@ -102,8 +103,7 @@ def export(
     if to.suffix == ".onnx":
         _check_onnx()
     file, row = find_network(Path(checkpoint), transfer)
-    if network:
-        row = backbone(network, row)
+    row = backbone(network, row) if network else recorded_row(file, row)
     made, scale = loaded(file, row)
     made.eval().requires_grad_(False)
     example = _images(row, 1, scale.image_size, scale.image_size)

@@ -18,6 +18,7 @@ from devices import as_device
 from loading.photographs import as_image, open_image, square, unchanged, whole
 from losses import at_least_float32
 from measuring.demo_networks import TARGETS, Choice, choose_networks
+from methods.table import recorded_row
 from models import load_network, read_record, recorded_scale
 from other_networks import PUBLISHERS, load_published, recognised
 from precision import forward_only
@@ -242,7 +243,7 @@ def load_predictor(
             continue
         if given and recorded_code(read_record(path)):
             own[label] = given
-        transfer = own.get(label, table)
+        transfer = own.get(label) or recorded_row(path, table)
         networks[label], scales[label] = loaded(path, transfer)
         networks[label].to(device).eval()
         multiples.append(side_multiple(transfer, networks[label], scales[label]))

@@ -3,6 +3,7 @@
 All but Taskonomy's own take the same keywords: downsample, in_channels, out_channels, width.
 """
 
+from modules.corners import ShiTomasi
 from modules.dense import Dense1by1Net
 from modules.resnet import ResNetClass
 from modules.sobel import SobelKernel
@@ -13,6 +14,7 @@ __all__ = [
     "Dense1by1Net",
     "InUnitRange",
     "ResNetClass",
+    "ShiTomasi",
     "SobelKernel",
     "TaskonomyNetwork",
     "UNet",

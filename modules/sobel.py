@@ -1,4 +1,4 @@
-"""The transfer rgb → sobel_edges, the only one that is a formula."""
+"""The transfer rgb → sobel_edges, which is a formula."""
 
 import torch
 import torch.nn.functional as F

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from energy import energy_configs, get_config
 from graph import edges_of
 from loading.layouts import add_layouts, find_places
+from methods.table import find_method
 from sources import SHIPPED, settle
 from task_configs import get_task
-from transfers import TRANSFERS, Transfer, get_transfer, transfer_by_name
+from transfers import TRANSFERS, Transfer, any_transfer, get_transfer, transfer_by_name
 from utils import (
     ROOT,
     UserError,
@@ -89,7 +90,8 @@ def main(
     Example: python -m scripts.train_edges multiperceptual_normal
 
     Args:
-        config: an energy configuration, a transfer (normal2reshading), or all: every row.
+        config: an energy configuration, a method (unsupervised_normal), a transfer
+            (normal2reshading), or all: every row of the published system.
         again: train what is there already as well; a network that is replaced is kept under
             another name.
         trainer: the module that trains, or a file of your own that adds rows to the tables
@@ -163,6 +165,9 @@ def _needed(name: str | None) -> list[Transfer]:
     row = transfer_by_name(name or "")
     if row:
         return [row]
+    if found := find_method(name or ""):
+        method, target = found
+        return [any_transfer(*edge) for edge in edges_of(method.config(target)["paths"])]
     if name not in energy_configs:
         known = [*energy_configs, "all"]
         choices = f"there are: {', '.join(known)}, and the transfers"

@@ -22,7 +22,7 @@ os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"  # a
 os.environ["no_proxy"] = "localhost,127.0.0.1"
 
 from rooms.writing import make_rooms  # noqa: E402
-from transfers import TRANSFERS, Scale  # noqa: E402
+from transfers import OWN_TRANSFERS, TRANSFERS, Scale  # noqa: E402
 from utils import command_line, logged_to_console  # noqa: E402
 
 SCALE = Scale(32, 8)
@@ -67,7 +67,7 @@ def networks(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    for row in TRANSFERS.values():
+    for row in (*TRANSFERS.values(), *OWN_TRANSFERS.values()):
         if row.trainable:
             save_network(folder / row.checkpoint, row.build(SCALE), SCALE, half=True)
     return folder

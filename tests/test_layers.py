@@ -18,6 +18,7 @@ FLOORS = [
     ["backbones"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
     ["packing", "logger", "sources", "label_cache", "other_networks"],
+    ["methods"],
     ["training", "measuring"],
     ["consistency"],
     ["hubconf"],

@@ -3,7 +3,16 @@ import torch
 from torch import nn
 
 from task_configs import get_task
-from transfers import TRANSFERS, Scale, Transfer, get_transfer, transfer_by_name
+from transfers import (
+    OWN_TRANSFERS,
+    TRANSFERS,
+    Scale,
+    Transfer,
+    any_transfer,
+    generic_transfer,
+    get_transfer,
+    transfer_by_name,
+)
 from utils import UserError
 
 
@@ -80,3 +89,13 @@ def test_a_row_can_name_any_network():
     row = Transfer("rgb", "depth_zbuffer", convolution, downsample=4)
     assert row.build(Scale(64, 8)).weight.shape == (1, 3, 1, 1)
     assert row.trainable and row.checkpoint == "rgb2depth_zbuffer.pth"
+
+
+def test_rows_beside_the_published_ones():
+    """A network target → rgb has the shape of the published fallback, which finds its file."""
+    assert not set(OWN_TRANSFERS) & set(TRANSFERS)
+    for edge, row in OWN_TRANSFERS.items():
+        assert any_transfer(*edge) is transfer_by_name(row.name) is row
+        if edge[1] == "rgb":
+            assert row == generic_transfer(*edge)
+    assert any_transfer("rgb", "normal") is TRANSFERS["rgb", "normal"]

@@ -24,6 +24,7 @@ def announcement(
     """Return the block that a run prints before it starts. Values not asked for say "default"."""
     run = options.run
     source, target = objective.transfer.edge
+    method = objective.method
     started = record["inputs"]["networks"].get(objective.transfer.name)
     own = objective.backbone
     network = f", the network of {own.code} ({own.sha256[:8]})" if own else ""
@@ -33,7 +34,8 @@ def announcement(
     each = f" in each of {processes} processes" if processes > 1 else ""
     steps = (
         f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}{_default(run.max_epochs)} × "
-        f"{plan.steps_per_epoch} steps{_default(run.steps_per_epoch)}, "
+        f"{plan.steps_per_epoch} steps{_default(run.steps_per_epoch)}"
+        f"{f' or {plan.max_seconds:g} s of steps' if plan.max_seconds else ''}, "
         f"batch {record['batch_size']}{_default(run.batch_size)}{each}, "
         f"lr {plan.lr:g}{_default(run.lr)}, {plan.schedule} rate{_default(run.schedule)}, "
         f"seed {plan.seed}"
@@ -43,7 +45,8 @@ def announcement(
         "data": f"{sources.data_text}; views: {views}",
         "networks": sources.networks_text,
         "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),
-        "losses": _losses(plan, _without_rate(objective, parts)),
+        "method": method.summary if method and method.ending != "consistency" else "",
+        "losses": _losses(plan, _without_rate(objective, parts), bool(method and method.step)),
         "steps": steps,
         "device": f"{record['device']}, {plan.precision}",
         "results": str(folder),
@@ -75,17 +78,17 @@ def _without_rate(objective: Objective, parts: Mapping[str, Part]) -> list[str]:
     return [str(task) for task in wanted if task not in parts["val"].tasks]
 
 
-def _losses(plan: Plan, without_rate: Sequence[str]) -> str:
-    names = ", ".join(map(loss_name, plan.losses))
+def _losses(plan: Plan, without_rate: Sequence[str], own_step: bool) -> str:
+    names = ", ".join(map(loss_name, plan.trained))
     direct = "squared error" if plan.squared else "mae"
-    if not plan.losses or not plan.k:
-        return f"{direct} against the ground truth alone"
+    if not plan.trained or not plan.k:
+        return "the method's own" if own_step else f"{direct} against the ground truth alone"
     if plan.mode == "standard":
         return f"{direct} and all perceptual ones with weight 1: {names}"
     how = "chosen at random" if plan.at_random else "those with the highest win rates"
     if without_rate:  # as in `choose_losses`
         how = f"chosen at random, as win rates need {', '.join(without_rate)},"
-    which = f"{plan.k} of the {len(plan.losses)} perceptual ones, {how} each epoch"
-    if plan.k == len(plan.losses):
+    which = f"{plan.k} of the {len(plan.trained)} perceptual ones, {how} each epoch"
+    if plan.k == len(plan.trained):
         which = f"all {plan.k} perceptual ones" if plan.k > 1 else "the perceptual one"
     return f"{direct} and {which}, balanced by their gradients: {names}"

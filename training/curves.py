@@ -94,6 +94,9 @@ def figure_of(curves: Curves, title: str, squared: bool):
         if phase == WITH:  # without consistency, the sum is the direct loss
             _line(losses, train.get("loss", {}), "weighted sum", COLOURS[0], style)
         _line(losses, train.get(direct, {}), f"direct{suffix}", COLOURS[1], style)
+        own = [n for n in train if n not in ("loss", direct) and not is_perceptual(n)]
+        for name, colour in zip(own, COLOURS[2:], strict=False):  # of a method's own step
+            _line(losses, train[name], name, colour, style)
         words = "with consistency" if several and not suffix else suffix[2:] or "direct error"
         _line(error, val.get(direct, {}), words, COLOURS[1], style)
         for name, colour in _coloured(curves):

@@ -12,7 +12,7 @@ from energy import loss_of, paths_for, yardstick_of
 from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
 from sources import Sources
-from task_configs import TASKS, ImageTask, get_task
+from task_configs import OWN_TASKS, TASKS, ImageTask, get_task
 from training.options import DataOptions, Objective
 from utils import UserError, evenly_spaced, log
 
@@ -31,20 +31,22 @@ class Reads:
 def reads_of(objective: Objective) -> dict[str, Reads]:
     """Return the domains that each reality of a run reads.
 
-    Every reality needs the first domain of each path in the losses and in its plots. A plot
-    that names none of the realities is drawn from val. Some domains are read only if
-    available: in val those of the yardsticks, for the win rates, and in test those of the
-    perceptual losses, for the closing table.
+    Every reality needs the first domain of each path in the losses and in its plots; "train"
+    also needs what the method's own step reads. A plot that names none of the realities is
+    drawn from val. Some domains are read only if available: in val those of the yardsticks,
+    for the win rates, and in test those of the perceptual losses, for the closing table.
     """
     config, losses = objective.config, objective.perceptual
     trained = _first_domains(paths_for(config, ["mae", *losses]))
-    yardsticks = [yardstick_of(name) for name in losses if objective.by_win_rate]
+    yardsticks = [yardstick_of(name) for name in objective.trained if objective.by_win_rate]
     wanted = {
         "train": set(),
         "val": _first_domains(paths_for(config, yardsticks, "val")),
         "test": {loss_of(config, name).domain for name in losses},
     }
     needed = {name: set(trained) for name in wanted}
+    if objective.method:
+        needed["train"] |= {"rgb", *objective.method.reads(objective.transfer.target)}
     for plot in config["plots"].values():
         shown = _first_domains({path: config["paths"][path] for path in plot["paths"]})
         for name in [r for r in plot["realities"] if r in needed] or ["val"]:
@@ -57,8 +59,9 @@ def _first_domains(paths: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 def _tasks(names: set[str]) -> tuple[ImageTask, ...]:
-    """Return the named tasks that are read from files, in the order of TASKS."""
-    return tuple(get_task(name) for name in TASKS if name in names and name != "imagenet")
+    """Return the named tasks that are read from files, in the order of the tables."""
+    known = (name for name in (*TASKS, *OWN_TASKS) if name != "imagenet")
+    return tuple(get_task(name) for name in known if name in names)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ def installed_file(objective: Objective, sources: Sources, force: bool) -> Path:
     Raises UserError if its folder cannot be written, if the target of a configuration has no
     file name, or if the file exists and it is not `force`d.
     """
-    if objective.row:
-        name = objective.row.checkpoint
+    ending = objective.ending.removeprefix("_")
+    if objective.row or ending == "baseline":
+        name = objective.transfer.checkpoint
     elif has_variants(objective.transfer):
-        name = checkpoint_names(objective.transfer.target, "consistency")[0]
+        name = checkpoint_names(objective.transfer.target, ending)[0]
     else:
         raise UserError(f"`install`: no models folder has a name for what {objective.name} trains")
     file = check_writable(sources.install_dir) / name

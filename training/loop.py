@@ -3,9 +3,11 @@
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +15,13 @@ from tqdm import tqdm
 
 from choosing import choose_losses, wins
 from datasets import Batch, Reality
-from devices import Ranks
+from devices import Ranks, peak_memory
 from energy import loss_title, paths_for, yardstick_of
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from logger import Logger
 from losses import evaluate_losses
+from methods.interface import TrainingStep
 from models import make_optimizer
 from precision import numerical_precision
 from training.step import Step
@@ -42,11 +45,13 @@ class NotFinite(Exception):
 class Plan:
     """How to train the target network of a graph.
 
-    `losses` are the available perceptual losses. Each epoch uses k of them: those with the
-    highest win rates or, with `at_random`, a random choice. `mode` sets the weights of all
-    losses: "winrate" balances the sizes of their gradients, "standard" adds them. `squared`
-    uses squared instead of absolute errors. `save_every` is the number of steps between saved
-    states (0: only at the end of each epoch). `label` names the training in the log.
+    `losses` are the perceptual losses that validation measures. Each epoch trains on k of those
+    in `trains_on` (None: all): those with the highest win rates or, with `at_random`, a random
+    choice. `mode` sets the weights of all losses: "winrate" balances the sizes of their
+    gradients, "standard" adds them. `squared` uses squared instead of absolute errors.
+    `max_seconds` ends training at the end of the epoch in which its steps have taken that long.
+    `save_every` is the number of steps between saved states (0: only at the end of each epoch).
+    `label` names the training in the log.
     """
 
     config: Mapping
@@ -63,7 +68,14 @@ class Plan:
     balance_every: int = 1
     precision: str = "fp32"
     save_every: int = 0
+    trains_on: list[str] | None = None
+    max_seconds: float | None = None
     label: str = "train"
+
+    @property
+    def trained(self) -> list[str]:
+        """The perceptual losses among which training chooses."""
+        return [n for n in self.losses if self.trains_on is None or n in self.trains_on]
 
     def record(self) -> dict:
         """Return the settings as plain values."""
@@ -72,7 +84,7 @@ class Plan:
 
     def without_consistency(self) -> "Plan":
         """Return the same plan without perceptual losses."""
-        record = self.record() | {"losses": [], "k": 0}
+        record = self.record() | {"losses": [], "k": 0, "trains_on": None}
         return Plan(self.config, label="direct", **record)
 
 
@@ -93,12 +105,24 @@ class Progress:
     improved: bool = False
 
 
+def usual_step(
+    graph: TaskGraph, plan: Plan, labels: LabelCache, device: torch.device, ranks: Ranks
+) -> Step:
+    """Return the step that trains a graph's target network by a plan: direct and perceptual."""
+    return Step(
+        graph, plan.config, make_optimizer(graph.trained_parameters, plan.lr), device, plan.mode,
+        plan.squared, plan.balance_every, plan.precision, ranks, labels,
+        steps=plan.epochs * plan.steps_per_epoch,
+    )  # fmt: skip
+
+
 class Trainer:
     """Trains the target network of a graph by a plan.
 
     An epoch runs `steps()` to its end, then `validate()`, then `end_epoch()`. `progress` tells
     how far training has come. `realities` must hold "train", which is endless, and "val";
-    `labels` are their caches.
+    `labels` are their caches. `make_step` makes the step from the plan and the cache of "train";
+    by default it is a `Step`. `seconds` is the time that the steps have taken.
     """
 
     def __init__(
@@ -110,18 +134,14 @@ class Trainer:
         ranks: Ranks | None = None,
         labels: Mapping[str, LabelCache] | None = None,
         quiet: bool = False,
+        make_step: Callable[[Plan, LabelCache], TrainingStep] | None = None,
     ) -> None:
-        self.plan, self.progress = plan, Progress()
+        self.plan, self.progress, self.seconds = plan, Progress(), 0.0
         self.graph, self.logger, self.ranks = graph, logger, ranks or Ranks()
         self._train, self._val = realities["train"], realities["val"]
         self._labels = labels or {name: LabelCache(Budget(0)) for name in realities}
-        optimizer = make_optimizer(graph.trained_parameters, plan.lr)
-        self._step = Step(
-            graph, plan.config, optimizer, self._train.device, plan.mode, plan.squared,
-            plan.balance_every, plan.precision, self.ranks, self._labels["train"],
-        )  # fmt: skip
-        total = max(1, plan.epochs * plan.steps_per_epoch)
-        self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+        usual = partial(usual_step, graph, device=self._train.device, ranks=self.ranks)
+        self.step: TrainingStep = (make_step or usual)(plan, self._labels["train"])
         self._rng = random.Random(plan.seed)
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor]] = []  # step, losses, bad
         self._yardsticks: dict[tuple, Tensor] = {}  # (loss, views) → (B,)
@@ -137,9 +157,17 @@ class Trainer:
         return self.progress.epoch * self.plan.steps_per_epoch + self.progress.step
 
     @property
+    def taken(self) -> dict[str, Any]:
+        """What training took: steps and their seconds, and this process's peak memory in MiB."""
+        peak = peak_memory(self._train.device)
+        return {"steps": self.global_step, "seconds": self.seconds, "peak_mib": peak}
+
+    @property
     def done(self) -> bool:
-        """Whether all epochs are over."""
-        return self.progress.epoch >= self.plan.epochs
+        """Whether all epochs are over, or an epoch and with it the time for training."""
+        limit = self.plan.max_seconds
+        in_time = limit is None or self.seconds < limit or self.progress.step > 0
+        return self.progress.epoch >= self.plan.epochs or not in_time
 
     @property
     def epoch_is_over(self) -> bool:
@@ -154,27 +182,23 @@ class Trainer:
         To be called on all ranks. Raises NotFinite if an unchecked step was bad.
         """
         self.check()
-        self.ranks.share_buffers(self.graph.target)
+        for network in (self.graph.target, *self.step.networks.values()):
+            self.ranks.share_buffers(network)
         return {
+            **self.step.state_dict(),
             "progress": dict(vars(self.progress)),
-            "weights": {name: float(weight) for name, weight in self._step.weights.items()},
-            "age": self._step.age,
             "rng": self._rng.getstate(),
             "target": self.graph.target.state_dict(),
-            "optimizer": self._step.optimizer.state_dict(),
-            "decay": self._decay.state_dict(),
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Restore what `state_dict()` returned, to continue exactly from there."""
-        device = self._train.device
         self.progress = Progress(**state["progress"])
-        weights = {n: torch.tensor(w, device=device) for n, w in state["weights"].items()}
-        self._step.weights, self._step.age = weights, state["age"]
         self._rng.setstate(_tuples(state["rng"]))
         self.graph.target.load_state_dict(state["target"])
-        self._step.optimizer.load_state_dict(state["optimizer"])
-        self._decay.load_state_dict(state["decay"])
+        self.seconds = state.get("seconds", 0.0)  # earlier versions did not count them
+        self.step.load_state_dict(state)
 
     # ---- an epoch -----------------------------------------------------------------------
 
@@ -197,6 +221,7 @@ class Trainer:
             batch = next(self._batches)
             waited += time.monotonic() - requested
             self._take_step(batch)
+            self.seconds += time.monotonic() - requested
             yield self.global_step
         self.logger.record({
             "epoch": self.progress.epoch, "seconds": time.monotonic() - started,
@@ -206,9 +231,9 @@ class Trainer:
     def _choose_losses(self) -> None:
         plan, progress = self.plan, self.progress
         progress.chosen = choose_losses(
-            plan.losses, plan.k, progress.win_rates, self._rng, plan.at_random
+            plan.trained, plan.k, progress.win_rates, self._rng, plan.at_random
         )
-        if plan.losses:
+        if plan.trained:
             names = ", ".join(progress.chosen) or "none"
             self.logger.text("chosen losses", f"epoch {progress.epoch}: {names}")
 
@@ -217,11 +242,11 @@ class Trainer:
         # Layers that draw random numbers (dropout) draw the same after a run was resumed.
         draw = f"{self.plan.seed}/{self.global_step}/{self.ranks.rank}"
         torch.manual_seed(random.Random(draw).getrandbits(63))
-        losses = self._step(batch, self.progress.chosen)
+        losses = self.step(batch, self.progress.chosen)
         if self.plan.schedule == "cosine":
-            self._decay.step()
+            self.step.decay()
         self.progress.step += 1
-        self._unchecked.append((self.global_step, losses, self._step.bad))
+        self._unchecked.append((self.global_step, losses, self.step.bad))
         for name, loss in losses.items():
             self.logger.update("loss" if name == "loss" else self._title(name), loss)
         if self.progress.step % LOG_EVERY == 0 or self.epoch_is_over:
@@ -261,6 +286,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Move on to the next epoch."""
+        self.seconds = max(self.ranks.gathered(self.seconds))  # so that all ranks stop together
         progress = self.progress
         progress.epoch, progress.step = progress.epoch + 1, 0
         if self._plain_lines and self.ranks.first:
@@ -302,7 +328,7 @@ class Trainer:
     def _measurable_yardsticks(self) -> dict[str, str]:
         """Return each perceptual loss's yardstick, if the views have the domains it needs."""
         available = {task.name for task in self._val.dataset.tasks}
-        yardsticks = {name: yardstick_of(name) for name in self.plan.losses}
+        yardsticks = {name: yardstick_of(name) for name in self.plan.trained}
         measurable = {}
         for name, yardstick in yardsticks.items():
             paths = paths_for(self.plan.config, [yardstick], "val").values()
@@ -340,6 +366,8 @@ class Trainer:
     # ---- display ----------------------------------------------------------------------------
 
     def _title(self, name: str) -> str:
+        if name not in self.plan.config["losses"]:  # of a method's own step
+            return f"{name} : training"
         return loss_title(self.plan.config, name, "mse" if self.plan.squared else "mae")
 
     def _summary(self) -> str:

@@ -14,7 +14,7 @@ from modules.unet import recompute_activations
 from other_networks import initial_weights
 from sources import Sources, own_models
 from training.options import ComputeOptions, Objective, Options
-from transfers import Edge, get_transfer
+from transfers import Edge, any_transfer
 from utils import UserError, log, read_job
 
 
@@ -32,8 +32,9 @@ def build_graph(
     losses = list(objective.perceptual)
     networks: dict[Edge, nn.Module] = {}
     files: dict[str, Path] = {}
-    for edge in edges_of(paths_for(config, losses_in_use(losses, objective.by_win_rate))):
-        transfer = get_transfer(*edge, sources.models_dirs[0])
+    in_use = losses_in_use(losses, objective.trained if objective.by_win_rate else ())
+    for edge in edges_of(paths_for(config, in_use)):
+        transfer = any_transfer(*edge, sources.models_dirs[0])
         if edge == target:
             transfer = objective.transfer
         if edge == target and objective.init != "baseline":
@@ -77,9 +78,9 @@ def _untrained(objective: Objective, sources: Sources) -> nn.Module:
     return network
 
 
-def losses_in_use(perceptual: Sequence[str], by_win_rate: bool) -> list[str]:
-    """Return all losses that a run computes. With win rates, these include the yardsticks."""
-    return ["mae", *perceptual, *(yardstick_of(name) for name in perceptual if by_win_rate)]
+def losses_in_use(perceptual: Sequence[str], by_win_rate: Sequence[str]) -> list[str]:
+    """Return all losses that a run computes: with the yardsticks of those with win rates."""
+    return ["mae", *perceptual, *map(yardstick_of, by_win_rate)]
 
 
 def without_edge(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """The options of `train.py` by topic, the objective they name, and checks of both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from backbones import Backbone, backbone
 from datasets import check_loading
@@ -13,8 +13,10 @@ from energy import (
     paths_for,
     perceptual_losses,
 )
+from methods.interface import Method
+from methods.table import check_trained, find_method, method_names
 from precision import TRAINING_PRECISIONS, check_precision
-from transfers import TRANSFERS, Transfer, transfer_by_name
+from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, any_transfer, transfer_by_name
 from utils import UserError, accepted, check_one_of, check_positive, nearest
 
 
@@ -144,6 +146,8 @@ class RunOptions:
         max_epochs: epochs (default: 800; on the embedded rooms 10, for a transfer 40).
         steps_per_epoch: steps of an epoch (default: a 400th of the data, as published,
             or, where that is less than 100 steps, 100 steps or one pass).
+        max_seconds: end training with the epoch in which its steps have taken so many seconds
+            in all, to compare methods at equal time.
         batch_size: views a step, of each process (default: 64, with --fast 4, on the embedded
             rooms 16).
         lr: learning rate (default: 3e-5, from scratch 4e-4; on the embedded rooms 3e-4
@@ -153,7 +157,7 @@ class RunOptions:
         visualize: measure, draw the pictures and stop before training.
         resume: go on with the last run of this configuration, or with the run in the folder
             named, exactly where its last state stood; the other flags are that run's, but
-            --max-epochs may be more.
+            --max-epochs and --max-seconds may be more.
         resume_anyway: go on even if networks or views have changed since the run began.
         save_every: save a state to go on from every so many steps (default: every epoch).
         results_dir: where the run's folder is made (default: results/ of the base folder).
@@ -166,6 +170,7 @@ class RunOptions:
 
     max_epochs: int | None = None
     steps_per_epoch: int | None = None
+    max_seconds: float | None = None
     batch_size: int | None = None
     lr: float | None = None
     schedule: str | None = None
@@ -183,7 +188,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """All options of a run. `config` names a configuration or a transfer."""
+    """All options of a run. `config` names a configuration, a method's target or a transfer."""
 
     config: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
@@ -222,12 +227,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Objective:
-    """The network that a configuration or a transfer trains, and its losses.
+    """The network that a configuration, a method or a transfer trains, and its losses.
 
-    `row` is the named transfer, or None for a configuration. `perceptual` are the requested
-    perceptual losses. `by_win_rate` tells whether win rates choose among them. `init` is
-    "baseline", "scratch", "omnidata" or the path of a checkpoint. `backbone` is the row of a
-    network of the user's own, which takes the table's place.
+    `row` is the named transfer, or None for a configuration or a method. `perceptual` are the
+    requested perceptual losses. `by_win_rate` tells whether win rates choose among them. `init`
+    is "baseline", "scratch", "omnidata" or the path of a checkpoint. `backbone` is the row of a
+    network of the user's own, which takes the table's place. `method` is the row of the table
+    of methods, or None for a transfer and for a configuration that is no method's.
     """
 
     name: str
@@ -237,11 +243,30 @@ class Objective:
     by_win_rate: bool
     init: str
     backbone: Backbone | None = None
+    method: Method | None = None
 
     @property
     def transfer(self) -> Transfer:
-        """The row of the network that trains: of the transfer table, or the user's own."""
-        return self.backbone or TRANSFERS[self.config["paths"]["n(x)"]]
+        """The row of the network that trains: the transfer table's, the method's or the user's."""
+        source, target = self.config["paths"]["n(x)"]
+        if self.backbone:
+            return self.backbone
+        return self.method.row(target) if self.method else any_transfer(source, target)
+
+    @property
+    def trained(self) -> list[str]:
+        """The perceptual losses among which training chooses; the others are only measured."""
+        if self.method is None:
+            return list(self.perceptual)
+        known = self.method.trained_losses(self.transfer.target)
+        return [name for name in self.perceptual if name in known]
+
+    @property
+    def ending(self) -> str:
+        """What follows the transfer's name in the file of the trained network."""
+        if self.row:
+            return ""
+        return f"_{self.method.ending if self.method else 'consistency'}"
 
     @property
     def squared(self) -> bool:
@@ -258,39 +283,55 @@ def objective_of(options: Options) -> Objective:
     assert options.config is not None  # find_config raises
     row = transfer_by_name(options.config)
     losses, network = options.losses, options.networks.network
-    own = backbone(network, TRANSFERS[config["paths"]["n(x)"]]) if network else None
+    method, _ = find_method(options.config) or (None, "")
+    if network and method and method.network:
+        raise UserError(f"{options.config} has a network of its own: no `network`")
+    own = backbone(network, any_transfer(*config["paths"]["n(x)"])) if network else None
+    trains_on_some = method is None or bool(method.trains_on)
+    perceptual = restricted(config, losses.perceptual, options.networks.no_imagenet)
+    by_win_rate = not losses.random_select and losses.mode == "winrate" and losses.k != 0
+    initial = "scratch" if row or own else method.initial if method else "baseline"
     return Objective(
         options.config,
         config,
         row,
-        tuple(restricted(config, losses.perceptual, options.networks.no_imagenet)),
-        not losses.random_select and losses.mode == "winrate" and losses.k != 0,
-        options.networks.init or ("scratch" if row or own else "baseline"),
+        tuple(perceptual),
+        by_win_rate and trains_on_some,
+        options.networks.init or initial,
         own,
+        method,
     )
 
 
 def find_config(name: str | None) -> Mapping:
-    """Return the energy configuration of that name, or a transfer's ground-truth-only one.
+    """Return the energy configuration of that name, a method's, or a transfer's direct one.
 
     Raises UserError if `name` is None, unknown or cannot be trained.
     """
     trainable = [n for n, c in energy_configs.items() if "mae" in c["losses"]]
-    rows = [row.name for row in TRANSFERS.values() if row.trainable]
+    known_rows = (*TRANSFERS.values(), *OWN_TRANSFERS.values())
+    rows = [row.name for row in known_rows if row.trainable]
+    methods = method_names()
     if name is None:
         raise UserError(
-            f"what to train? A configuration ({', '.join(trainable)}) or a transfer "
-            f"({', '.join(rows[:3])}, …): python -m train multiperceptual_normal"
+            f"what to train? A configuration ({', '.join(trainable)}), a method "
+            f"({', '.join(methods[:3])}, …) or a transfer ({', '.join(rows[:3])}, …): "
+            f"python -m train multiperceptual_normal"
         )
+    if found := find_method(name):
+        method, target = found
+        check_trained(name, method)
+        return method.config(target)
     row = transfer_by_name(name)
     if row:
         if not row.trainable:
             raise UserError(f"{name} has nothing to train: it is a formula or ImageNet's network")
         return direct_only(*row.edge)
     if name not in energy_configs:
-        hint = nearest(name, [*trainable, *rows])
+        hint = nearest(name, [*trainable, *rows, *method_names(trained=False)])
         raise UserError(
-            f"no configuration or transfer {name!r}{hint} (configurations: {', '.join(trainable)})"
+            f"no configuration, method or transfer {name!r}{hint} "
+            f"(configurations: {', '.join(trainable)}; methods: {', '.join(methods)})"
         )
     if name not in trainable:
         raise UserError(f"{name} measures and does not train: see python -m scripts.energy_calc")
@@ -324,7 +365,10 @@ def _uses_imagenet(config: Mapping, loss: str) -> bool:
 
 
 def checked_k(k: int | None, losses: Sequence[str], mode: str) -> int:
-    """Return the number of perceptual losses in use at a time. Raises UserError for a bad `k`."""
+    """Return the number of perceptual losses in use at a time, of those that train.
+
+    Raises UserError for a bad `k`.
+    """
     if mode == "standard":
         if k not in (None, len(losses)):
             raise UserError(f"`mode` standard uses all {len(losses)} perceptual losses: no `k`")
@@ -355,9 +399,10 @@ def defaults_for(objective: Objective, embedded: bool, fast: bool) -> Defaults:
     """Return the defaults: the published ones, or those for the `embedded` rooms."""
     scratch, edge = objective.init == "scratch", objective.row is not None
     schedule = "cosine" if edge else "constant"
+    defaults = Defaults(40 if edge else 10, 16, 2e-3 if scratch else 3e-4, schedule)
     if not embedded:
-        return Defaults(800, 4 if fast else 64, 4e-4 if scratch else 3e-5, schedule)
-    return Defaults(40 if edge else 10, 16, 2e-3 if scratch else 3e-4, schedule)
+        defaults = Defaults(800, 4 if fast else 64, 4e-4 if scratch else 3e-5, schedule)
+    return replace(defaults, **objective.method.defaults) if objective.method else defaults
 
 
 # ---- checks -------------------------------------------------------------------------
@@ -372,7 +417,7 @@ def check_options(options: Options, objective: Objective) -> None:
     check_positive(
         batch_size=run.batch_size, steps_per_epoch=run.steps_per_epoch, lr=run.lr,
         subset_size=data.subset_size, max_epochs=run.max_epochs, save_every=run.save_every,
-        balance_every=losses.balance_every,
+        balance_every=losses.balance_every, max_seconds=run.max_seconds,
     )  # fmt: skip
     check_loading(data.num_workers, data.max_bad_fraction)
     if options.networks.force and not options.networks.install:
@@ -396,12 +441,24 @@ def _check_losses(losses: LossOptions, objective: Objective) -> None:
         raise UserError("`mode` standard uses all perceptual losses: no `random_select`")
     if losses.mode == "standard" and losses.balance_every > 1:
         raise UserError("`mode` standard balances nothing: no `balance_every`")
-    direct_alone = not checked_k(losses.k, objective.perceptual, losses.mode)
+    method = objective.method
+    if method and method.trains_on and not objective.trained:
+        own = ", ".join(map(loss_name, method.trained_losses(objective.transfer.target)))
+        raise UserError(f"`perceptual` leaves {objective.name} no loss to train on (its: {own})")
+    direct_alone = not checked_k(losses.k, objective.trained, losses.mode)
+    if method and method.step and not objective.trained:
+        _check_own_step(losses, objective.name)
     if direct_alone and (losses.compare_direct or losses.random_select or losses.winrate):
         raise UserError(
             "without perceptual losses there is nothing for `compare_direct`, `random_select` "
             "or `winrate` to do"
         )
+
+
+def _check_own_step(losses: LossOptions, name: str) -> None:
+    """Raise UserError for options that a method's own step has no use for."""
+    if losses.mode != "winrate" or losses.balance_every > 1:
+        raise UserError(f"{name} has losses of its own: no `mode` and no `balance_every`")
 
 
 def _check_label_cache(gib: float | None, dataaug: bool, objective: Objective) -> None:

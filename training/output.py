@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,14 +16,14 @@ from models import save_atomically, save_network
 from training.curves import draw_curves, read_curves
 from training.loop import NotFinite, Trainer
 from training.progress_pictures import Pictures
-from training.run_folder import write_record
+from training.run_folder import record_taken, recorded_taken, write_record
 from training.states import RunState, load_state, save_state
 from transfers import Scale
 from utils import UserError, reason_of
 
 # The entries of run.json that each checkpoint records too.
 MADE_BY = (
-    "command", "config", "seed", "epochs", "steps_per_epoch", "lr", "network_file",
+    "command", "config", "method", "seed", "epochs", "steps_per_epoch", "lr", "network_file",
     "network_function", "network_sha256",
 )  # fmt: skip
 
@@ -31,9 +32,10 @@ class RunOutput:
     """The folder of a run, and all that is written there. Only the first rank writes,
     except in `keep_for_replay`.
 
-    `columns` are the columns of the closing table so far. `training` is the trainer's state in
-    the current phase, or None. `start` holds the initial weights, if a comparison needs them. A
-    resumed run loads all three from its last state; `resumed` tells whether it had one.
+    `columns` are the columns of the closing table so far, and `taken` what those that were
+    trained took (`Trainer.taken`). `training` is the trainer's state in the current phase, or
+    None. `start` holds the initial weights, if a comparison needs them. A resumed run loads all
+    of them, from its last state and its record; `resumed` tells whether it had a state.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class RunOutput:
                 (folder / "log.jsonl").unlink(missing_ok=True)
             self.logger = Logger(record["config"], folder / "log.jsonl", windows)
         self.columns: dict[str, dict[str, float]] = state["columns"] if state else {}
+        self.taken: dict[str, dict[str, Any]] = recorded_taken(self.record) if state else {}
         self.start: dict[str, Tensor] = state["start"] if state else {}
         self.training: dict | None = state["training"] if state else None
         if state:
@@ -86,9 +89,15 @@ class RunOutput:
             self._pictures.draw(self.graph, "start", "start", heading)
         self.save_state(0)
 
-    def end_phase(self, column: str, measured: dict[str, float]) -> None:
-        """Store the closing table's column of a finished phase."""
+    def end_phase(self, column: str, measured: dict[str, float], taken: dict[str, Any]) -> None:
+        """Store the closing table's column of a finished phase, and the steps and seconds taken.
+
+        Only what a later state saves is kept by a run that is stopped and resumed.
+        """
         self.columns[column], self.training = measured, None
+        self.taken[column] = taken
+        if self.ranks.first:
+            record_taken(self.folder, self.taken)
 
     def save_state(self, number: int) -> None:
         """Save a state from which the run can resume. `number` must increase from call to call."""
@@ -113,6 +122,9 @@ class RunOutput:
         if self.ranks.first:
             network = trainer.graph.target
             save_network(checkpoint, network, scale, **self.made_by)
+            for name, other in trainer.step.networks.items():
+                ending = checkpoint.stem.removeprefix(self.record["trains"])
+                save_network(checkpoint.with_stem(name + ending), other, scale, **self.made_by)
             if trainer.progress.improved:
                 best = checkpoint.with_stem(f"{checkpoint.stem}_best")
                 save_network(best, network, scale, **self.made_by)
@@ -145,6 +157,7 @@ class RunOutput:
             "views": [str(dataset.views[number]) for number in error.batch.views],
             "batch": {name: values.cpu() for name, values in error.batch.items()},
             "target": trainer.graph.target.state_dict(),
+            "networks": {n: network.state_dict() for n, network in trainer.step.networks.items()},
         })  # fmt: skip
         bad = [n for n, value in error.losses.items() if n != "loss" and not math.isfinite(value)]
         what = f"the loss {', '.join(bad)} is" if bad else "a gradient is"

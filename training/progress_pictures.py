@@ -21,7 +21,7 @@ from datasets import Batch, Reality
 from graph import TaskGraph, edges_of
 from logger import Logger
 from pictures import Ball, Bar, Column, error_bar, error_map, page
-from task_configs import TASKS
+from task_configs import get_task
 from utils import log
 
 ROWS = 4  # views from each reality
@@ -109,9 +109,9 @@ class Pictures:
                 continue
             # the prediction has the colours of its ground truth
             scaled_by = "y^" if name == "n(x)" and "y^" in values else name
-            limits = limits_of(TASKS[path[-1]], values[scaled_by])
+            limits = limits_of(get_task(path[-1]), values[scaled_by])
             beside = name == "n(x)" and bool(target) and target[-1].letters == "y^"
-            shared = name == "y^" and "n(x)" in paths and bool(look_of(TASKS[path[-1]]).colours)
+            shared = name == "y^" and "n(x)" in paths and bool(look_of(get_task(path[-1])).colours)
             column = self._column(name, values[name], limits, not shared, span=1 + beside)
             if name in ("x", "y^", "n(x)"):
                 target.append(column)
@@ -128,7 +128,7 @@ class Pictures:
     def _column(
         self, name: str, values: Tensor, limits: Limits, legend: bool, span: int = 1
     ) -> Column:
-        task = TASKS[self.config["paths"][name][-1]]
+        task = get_task(self.config["paths"][name][-1])
         look = look_of(task)
         shown: Bar | Ball | None = None
         if legend and look.colours:
@@ -141,7 +141,7 @@ class Pictures:
 
     def _pair(self, truth: str, prediction: str, values: Mapping[str, Tensor]) -> list[Column]:
         """Return three columns: what follows from the truth and the prediction, the difference."""
-        task = TASKS[self.config["paths"][truth][-1]]
+        task = get_task(self.config["paths"][truth][-1])
         look, limits = look_of(task), limits_of(task, values[truth])
         top = top_difference(task, limits)
         return [
@@ -156,16 +156,16 @@ class Pictures:
         ]
 
     def _error_column(self, values: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Column:
-        task = TASKS[self._target]
+        task = get_task(self._target)
         bar = error_bar(values["n(x)"], values["y^"], task.variance)
         return Column("squared error", self._error(values, batch), "error", bar)
 
     def _error(self, values: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        target = TASKS[self.config["paths"]["y^"][-1]]
+        target = get_task(self.config["paths"]["y^"][-1])
         mask = target.mask(values["y^"])
         holes = HOLES.get(target.name)
         if holes and holes in batch:
-            mask = TASKS[holes].mask(batch[holes])
+            mask = get_task(holes).mask(batch[holes])
         return error_map(values["n(x)"], values["y^"], mask, target.variance)
 
 
@@ -196,7 +196,7 @@ def in_words(path: Path_, known: Mapping[str, Path_]) -> str:
 
     `known` are the paths of the configuration: x, y^, n(x) and others.
     """
-    names = [look_of(TASKS[domain]).name for domain in path]
+    names = [look_of(get_task(domain)).name for domain in path]
     truth, prediction = known.get("y^"), known.get("n(x)")
     if path == known.get("x"):
         return names[0] if path == ("rgb",) else f"input {names[0]}"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from files import only_process_in, read_json, write_json
 from training.data import Part
@@ -108,8 +109,9 @@ def find_folder(resume: str | bool, results_dir: Path, name: str | None) -> Path
 def recorded_options(folder: Path, options: Options, processes: int) -> Options:
     """Return the recorded options of the run in `folder`, with the changes in `options`.
 
-    Only options in FREE, and sometimes `max_epochs`, may change. Raises UserError for any
-    other change, for another number of processes, or if the run cannot be resumed.
+    Only options in FREE, and sometimes `max_epochs` and `max_seconds`, may change. Raises
+    UserError for any other change, for another number of processes, or if the run cannot be
+    resumed.
     """
     requested = options.flags()
     recorded = read_json(folder / RECORD)
@@ -126,7 +128,7 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
     # The cosine schedule depends on the number of epochs, and both phases of a comparison
     # must have the same number.
     may_extend = recorded.get("schedule") == "constant" and not flags["compare_direct"]
-    free = FREE | ({"max_epochs"} if may_extend else set())
+    free = FREE | ({"max_epochs", "max_seconds"} if may_extend else set())
     for name, default in Options().flags().items():
         value, before = requested[name], flags.get(name, default)
         if value == default:  # counts as not given
@@ -205,13 +207,31 @@ def check_unchanged(folder: Path, record: Mapping, parts: Mapping[str, Part], an
 def write_record(folder: Path, record: Mapping) -> dict:
     """Write run.json and return its content.
 
-    What is recorded about the start, and that the network was installed, stays.
+    What is recorded about the start, what finished phases took, and that the network was
+    installed, stays.
     """
     before = read_json(folder / RECORD)
-    kept = {key: before[key] for key in ("command", "started", "installed") if key in before}
+    recorded = ("command", "started", "taken", "installed")
+    kept = {key: before[key] for key in recorded if key in before}
     written = {**record, **kept}
     write_json(folder / RECORD, written)
     return written
+
+
+def record_taken(folder: Path, taken: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add to run.json what each phase took, {column: {"steps", "seconds", "peak_mib"}}."""
+    write_json(folder / RECORD, read_json(folder / RECORD) | {"taken": dict(taken)})
+
+
+def recorded_taken(record: Mapping) -> dict[str, dict[str, Any]]:
+    """Return what `record_taken` has recorded, without what was changed by hand."""
+    taken = record.get("taken")
+    return {
+        column: values
+        for column, values in (taken.items() if isinstance(taken, dict) else ())
+        if isinstance(values, dict)
+        and all(isinstance(values.get(name), int | float) for name in ("steps", "seconds"))
+    }
 
 
 def record_installed(folder: Path, file: Path) -> None:

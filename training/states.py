@@ -17,7 +17,7 @@ KEPT = 2  # the number of states kept in a folder
 TEMPORARY = re.compile(
     r"\.(state_\d{9}\.pt|not_finite(_\d+)?\.pt|(run|evaluation)\.json|(start|latest)(_\d+)?\.png"
     r"|curves\.png"
-    r"|\w+2\w+\.pth)\.[a-z0-9_]{8}"
+    r"|\w+\.pth)\.[a-z0-9_]{8}"
 )
 
 

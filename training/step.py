@@ -9,6 +9,7 @@ the weighted sum.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,11 @@ from energy import loss_pairs, paths_for
 from graph import Path, TaskGraph
 from label_cache import LabelCache
 from losses import evaluate_losses
+from methods.interface import TrainingStep
 from precision import numerical_precision
 from utils import UserError
+
+__all__ = ["Losses", "Step", "TrainingStep", "losses_of"]
 
 
 @dataclass
@@ -127,7 +131,8 @@ class Step:
     `mode` "winrate" weighs the losses by the sizes of their gradients, which are measured every
     `balance_every` steps; "standard" adds the losses. The host reads no value during a step. A
     loss or gradient that is not finite sets the flag `bad` on the device. That step and all
-    later ones then leave the network unchanged.
+    later ones then leave the network unchanged. `steps` is the number of steps of the whole run,
+    over which `decay` lowers the learning rate to 0 by a cosine.
     """
 
     graph: TaskGraph
@@ -142,10 +147,14 @@ class Step:
     labels: LabelCache | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
     age: int = 0  # steps since the weights were measured
+    steps: int = 1
 
     def __post_init__(self) -> None:
         self.parameters = self.graph.trained_parameters
         self.bad = torch.zeros((), device=self.device)
+        self.networks: dict[str, nn.Module] = {}  # no others train
+        total = max(1, self.steps)
+        self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total)
 
     def __call__(self, batch: Batch, chosen: Sequence[str]) -> dict[str, Tensor]:
         """Train on a batch. Returns the scalar losses by name; "loss" is their weighted sum."""
@@ -182,3 +191,23 @@ class Step:
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
+
+    def decay(self) -> None:
+        """Lower the learning rate by a step of the schedule."""
+        self._decay.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights of the losses, the optimiser and the schedule."""
+        return {
+            "weights": {name: float(weight) for name, weight in self.weights.items()},
+            "age": self.age,
+            "optimizer": self.optimizer.state_dict(),
+            "decay": self._decay.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict()` returned."""
+        self.weights = {n: torch.tensor(w, device=self.device) for n, w in state["weights"].items()}
+        self.age = state["age"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._decay.load_state_dict(state["decay"])

@@ -3,7 +3,6 @@
 import gc
 import math
 import multiprocessing
-import re
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from datasets import Batch
-from devices import compile_networks
+from devices import compile_networks, peak_memory
 from energy import get_config, paths_for, perceptual_losses, yardstick_of
 from graph import TaskGraph, edges_of
 from label_cache import Budget, LabelCache
@@ -263,16 +262,10 @@ def _peak_memory(setup: Setup, method: str, threads: int) -> tuple[float, float]
 
 def _memory(device: torch.device) -> float:
     """Return the peak memory of this process so far, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    # VmHWM is reset when a program starts, unlike the value of getrusage
-    try:
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        match = None
-    if not match:
+    peak = peak_memory(device)
+    if peak is None:
         raise UserError("peak memory is read from /proc/self/status, which this system lacks")
-    return int(match[1]) / 2**10
+    return peak
 
 
 # ---- speed relative to a matrix product ---------------------------------------------
