@@ -19,12 +19,14 @@ import torchvision
 
 from datasets import Reality
 from devices import Ranks, free_memory, start_ranks, stop_ranks
+from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from measuring.demo_networks import TARGETS
-from methods.interface import Setup, TrainingStep
+from methods.interface import Beginning, MethodOptions, Reporting, Setup, TrainingStep
+from models import unwrapped
 from sources import Sources, settle
 from training.announcement import announcement
 from training.data import (
@@ -39,7 +41,7 @@ from training.data import (
 from training.inputs import inputs_of
 from training.installing import install, installed_file
 from training.loop import NotFinite, Plan, Trainer, usual_step
-from training.networks import build_graph
+from training.networks import build_graph, prepare_another
 from training.options import (
     ComputeOptions,
     DataOptions,
@@ -86,6 +88,7 @@ def main(
     data: DataOptions,
     networks: NetworkOptions,
     losses: LossOptions,
+    methods: MethodOptions,
     compute: ComputeOptions,
     run: RunOptions,
 ) -> dict[str, dict[str, float]]:
@@ -98,7 +101,7 @@ def main(
             (baseline_normal, …; docs/methods.md) or a transfer (normal2principal_curvature, …),
             which trains on its ground truth alone: L1 from rgb, L2 between other domains.
     """
-    options = Options(config, data, networks, losses, compute, run)
+    options = Options(config, data, networks, losses, methods, compute, run)
     ranks, device = start_ranks()
     try:
         resumed = None
@@ -141,22 +144,19 @@ def train(
     # ---- plan, folder and record of the run ----
     plan = make_plan(options, objective, losses, defaults, realities, ranks)
     record = plan.record() | describe(options, objective, sources, parts, files, losses, ranks)
-    record |= {"device": str(device), "batch_size": batch_size}
+    of_method, told = begin_method(options, objective, plan, sources, parts, graph)
+    record |= {"device": str(device), "batch_size": batch_size, **of_method}
     if resumed:
         check_unchanged(folder, record, parts, options.run.resume_anyway)
     if ranks.first:
-        log.info("%s", announcement(options, objective, plan, sources, parts, record, folder))
+        log.info("%s", announcement(options, objective, plan, sources, parts, record, folder, told))
     windows = visdom_windows(options, objective) if ranks.first else None
     output = RunOutput(folder, record, graph, objective.config, realities, ranks, windows, resumed)
     checkpoint = folder / f"{objective.transfer.name}{objective.ending}.pth"
 
     # ---- measure, train, measure again ----
     labels = label_caches(options, realities)
-    held_out = held_out_part(parts)
-    measure_held_out = partial(
-        measure, graph, objective.config, losses, realities[held_out], ranks, labels[held_out],
-        quiet=options.run.quiet or not ranks.first,
-    )  # fmt: skip
+    measure_held_out = measuring(options, graph, objective.config, losses, realities, labels, ranks)
     if not output.resumed:
         output.begin(measure_held_out(), keep_start=options.losses.compare_direct)
     with stoppable() as stop:
@@ -167,7 +167,7 @@ def train(
                 graph.target.load_state_dict(output.start)  # the same initial weights
             trainer = Trainer(
                 phase, graph, realities, output.logger, ranks, labels, options.run.quiet,
-                step_maker(objective, sources, output) if phase is plan else None,
+                step_maker(options, objective, sources, output) if phase is plan else None,
             )  # fmt: skip
             fit(trainer, output, stop, checkpoint if phase is plan else None, sources.scale)
             output.end_phase(column, measure_held_out(), trainer.taken)
@@ -219,6 +219,8 @@ def fit(
             save()
             if signal := trainer.ranks.largest(stop()):
                 raise Stopped(signal)
+        if isinstance(trainer.step, Reporting):
+            output.report = trainer.step.report()
     except Stopped as stopped:
         output.logger.close()
         again = shlex.join(as_arguments({"network": output.record["arguments"]["network"]}))
@@ -290,22 +292,46 @@ def make_plan(
     )  # fmt: skip
 
 
+def begin_method(
+    options: Options,
+    objective: Objective,
+    plan: Plan,
+    sources: Sources,
+    parts: Mapping[str, Part],
+    graph: TaskGraph,
+) -> tuple[dict, str]:
+    """Let the run's method set up its network and check its options.
+
+    Returns what it records in run.json, and what it adds to the announcement.
+    """
+    if objective.method is None or objective.method.begin is None:
+        return {}, ""
+    return objective.method.begin(Beginning(
+        unwrapped(graph.target), options.methods, sources,
+        tuple(task.name for task in parts["train"].tasks), objective.init,
+        plan.epochs * plan.steps_per_epoch,
+    ))  # fmt: skip
+
+
 def step_maker(
-    objective: Objective, sources: Sources, output: RunOutput
+    options: Options, objective: Objective, sources: Sources, output: RunOutput
 ) -> Callable[[Plan, LabelCache], TrainingStep] | None:
     """Return the function that makes the step of the run's method; None for the usual `Step`."""
     make = objective.method.step if objective.method else None
     if make is None:
         return None
-    train_views = output.realities["train"]
+    realities = output.realities
+    device, held_out = realities["train"].device, held_out_part(realities)
+    prepare = partial(prepare_another, compute=options.compute, device=device)
 
     def made(plan: Plan, labels: LabelCache) -> TrainingStep:
-        device, ranks = train_views.device, output.ranks
+        ranks = output.ranks
         return make(Setup(
-            output.graph, plan.config, plan.losses, sources, train_views, labels, output.logger,
-            output.folder, device,
+            output.graph, plan.config, plan.losses, sources, realities["train"], realities["val"],
+            realities[held_out], labels, output.logger, output.folder, device,
             partial(usual_step, plan=plan, labels=labels, device=device, ranks=ranks),
-            plan.lr, plan.epochs * plan.steps_per_epoch, plan.seed, plan.precision, ranks,
+            plan.lr, plan.epochs * plan.steps_per_epoch, options.methods, objective.init, prepare,
+            plan.seed, plan.precision, ranks,
         ))  # fmt: skip
 
     return made
@@ -334,6 +360,23 @@ def label_bytes(options: Options, reality: Reality) -> float:
     if options.compute.cache_labels is not None:
         return options.compute.cache_labels * GIB
     return free_memory(reality.device) / 4 if reality.dataset.keeps else 0.0
+
+
+def measuring(
+    options: Options,
+    graph: TaskGraph,
+    config: Mapping,
+    losses: list[str],
+    realities: Mapping[str, Reality],
+    labels: Mapping[str, LabelCache],
+    ranks: Ranks,
+) -> Callable[[], dict[str, float]]:
+    """Return the function that measures a column of the closing table."""
+    part = held_out_part(realities)
+    return partial(
+        measure, graph, config, losses, realities[part], ranks, labels[part],
+        quiet=options.run.quiet or not ranks.first,
+    )  # fmt: skip
 
 
 def phases(options: Options, plan: Plan) -> dict[str, Plan]:
@@ -400,6 +443,8 @@ def conclude(
         replaced = install(checkpoint, installed, objective, sources)
         record_installed(output.folder, installed)
     print("\n" + table(output.columns, views))
+    if output.report:
+        print("\n" + output.report + "\n")
     for column, taken in output.taken.items():
         print(f"{column}: {taken['steps']:.0f} steps in {taken['seconds']:.4g} s")
     if not options.run.visualize:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets import Batch
@@ -11,6 +12,8 @@ from energy import loss_of, paths_for
 from graph import TaskGraph
 from label_cache import LabelCache
 from losses import angular_error, evaluate_losses, valid_error
+from models import unwrapped
+from modules.several import SeveralOutputs
 from tables import text_table
 from task_configs import get_task
 
@@ -29,6 +32,8 @@ def measure(
 
     - "direct L1 × 100": prediction against ground truth, over valid pixels,
     - "angular error (°)": the same for normals only,
+    - "direct L1 × 100, {domain}" for the other domains with labels that the network predicts
+      (`SeveralOutputs`), and the angular error of normals among them,
     - "… × 100, predicted" for each perceptual loss: the prediction mapped to the second
       domain, against the ground truth mapped there (the loss that training minimises),
     - "… × 100, true" for each perceptual loss whose second domain has labels: the mapped
@@ -47,15 +52,17 @@ def measure(
 
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
     paths |= paths_for(config, perceptual)
+    edge = tuple(paths["n(x)"])
+    network = unwrapped(graph.network(edge)) if len(edge) == 2 else None
     bar = tqdm(reality, unit="batch", desc="measuring", leave=False, disable=quiet or None)
     for batch in bar:
         known = labels.frozen_values(graph, paths, batch) if labels else {}
         values = graph.sample(paths, batch, known)
-        prediction, truth = values["n(x)"], values["y^"]
-        mask = get_task(target).mask(truth)
-        add("direct L1 × 100", 100 * valid_error(prediction, truth, mask))
-        if target == "normal":
-            add("angular error (°)", angular_error(prediction, truth, mask))
+        errors = _direct_errors(values["n(x)"], values["y^"], target)
+        if isinstance(network, SeveralOutputs):
+            errors |= _errors_elsewhere(network, batch, target)
+        for row, error in errors.items():
+            add(row, error)
         for name, loss in evaluate_losses(config, perceptual, values).items():
             add(f"{name} × 100, predicted", 100 * loss)
         for name in perceptual:
@@ -70,6 +77,25 @@ def measure(
     return {
         row: float(torch.cat([part[row] for part in per_rank if row in part]).nanmean())
         for row in rows
+    }
+
+
+def _direct_errors(prediction: Tensor, truth: Tensor, domain: str) -> dict[str, Tensor]:
+    """Return the errors of a prediction over valid pixels, {row: (B,)}."""
+    mask = get_task(domain).mask(truth)
+    rows = {"direct L1 × 100": 100 * valid_error(prediction, truth, mask)}
+    if domain == "normal":
+        rows["angular error (°)"] = angular_error(prediction, truth, mask)
+    return rows
+
+
+def _errors_elsewhere(network: SeveralOutputs, batch: Batch, target: str) -> dict[str, Tensor]:
+    """Return the errors of the network's other predictions that have labels, {row: (B,)}."""
+    return {
+        f"{row}, {domain}": error
+        for domain, prediction in network.outputs(batch["rgb"]).items()
+        if domain != target and domain in batch
+        for row, error in _direct_errors(prediction, batch[domain], domain).items()
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +59,65 @@ class TrainingStep(Protocol):
         """Restore what `state_dict()` returned; `state` may hold other entries too."""
 
 
+@runtime_checkable
+class Reporting(Protocol):
+    """A step that has more to say after training than the closing table does."""
+
+    def report(self) -> str:
+        """Return lines to print; may write files into the run's folder. Called on all ranks."""
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Methods.
+
+    Args:
+        field_of_view: for geonet: degrees between the left and the right border of the square
+            images (default: on rooms the middle of their cameras' angles, 65; else it is
+            needed).
+        path_length: for global: networks of the longest paths, 2 or 3 (default: 3).
+        round_steps: for global: steps on one network, along one path (default: 20).
+        direct_steps: for global: steps that first train every network on its direct loss
+            (default: none from the baselines, else half of the run's).
+        choose_network: for global: which network trains in a round: largest (that whose paths
+            are violated most, the default), round-robin or random.
+        choose_path: for global: along which of its paths: largest (the default) or random.
+    """
+
+    field_of_view: float | None = None
+    path_length: int | None = None
+    round_steps: int | None = None
+    direct_steps: int | None = None
+    choose_network: str | None = None
+    choose_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A run as its method finds it before anything is measured.
+
+    `network` is the one that trains, not wrapped. `domains` are those that its training views
+    have. `init` is what it starts from and `steps` the number of steps of the whole run.
+    """
+
+    network: nn.Module
+    options: MethodOptions
+    sources: Sources
+    domains: tuple[str, ...]
+    init: str
+    steps: int
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a method makes its step from.
 
     `graph` holds the network that trains (`graph.target`) and the frozen ones of the
-    configuration's losses, prepared for the `device`; `sources` finds other networks. `losses`
-    are the perceptual losses that the run measures. `train` are the views that it trains on,
-    and `labels` caches frozen networks' outputs on their ground truths. `lr` is the learning
+    configuration's losses, prepared for the `device`; `sources` finds other networks, and
+    `prepare` prepares them too. `losses` are the perceptual losses that the run measures.
+    `train` are the views that it trains on, and `labels` caches frozen networks' outputs on
+    their ground truths; `val` are the validation views, `held_out` those of the closing table.
+    `options` are the flags for methods, `init` is what training starts from. `lr` is the learning
     rate, and `steps` the number of steps of the whole run, over which a cosine schedule decays.
     `folder` is the run's folder, where only the first of the `ranks` may write. `usual_step`
     makes the main job's step, with the options of the run, on any graph of a network that
@@ -78,6 +129,8 @@ class Setup:
     losses: Sequence[str]
     sources: Sources
     train: Reality
+    val: Reality
+    held_out: Reality
     labels: LabelCache
     logger: Logger
     folder: Path
@@ -85,6 +138,9 @@ class Setup:
     usual_step: Callable[[TaskGraph], TrainingStep]
     lr: float
     steps: int
+    options: MethodOptions
+    init: str
+    prepare: Callable[[nn.Module], nn.Module]
     seed: int = 0
     precision: str = "fp32"
     ranks: Ranks = field(default_factory=Ranks)
@@ -120,13 +176,16 @@ class Method:
     table measure its losses, whatever the training minimises. `trains_on` are the perceptual
     losses among which the training itself chooses its k: "all", or their names; () for none.
     `reads` returns the domains that training needs from files besides rgb, the target and
-    what those losses need.
+    what those losses need, and `wants` those that are read where there are files.
 
     `network` builds the network that trains, (B, 3, H, W) → (B, C, H, W), from the row of the
     transfer table in whose place it trains and the scale; None: that row's own network.
     `step` makes the step from a Setup; None: `training.step.Step`. `initial` is what training
-    starts from, "baseline" (the row's checkpoint) or "scratch". `defaults` are values of
-    options that were not given: lr, schedule, epochs, batch_size, whatever the data.
+    starts from, "baseline" (the row's checkpoint) or "scratch". `start` loads baselines into a
+    `network` of its own, and returns the files, {transfer: file}; None: it has none. `defaults`
+    are values of options that were not given: lr, schedule, epochs, batch_size, whatever the
+    data. `options` are the fields of MethodOptions that it takes. `begin` sets the network up
+    and checks the options; it returns what run.json records, and what the announcement adds.
 
     `ending` is what follows rgb2{target}_ in the names of its checkpoints (default: its name).
     `untrained` says, for a method that is not trained here, why and what to run instead.
@@ -138,9 +197,13 @@ class Method:
     config: Callable[[str], dict] = multiperceptual
     trains_on: str | tuple[str, ...] = NONE
     reads: Callable[[str], Iterable[str]] = no_other_domains
+    wants: Callable[[str], Iterable[str]] = no_other_domains
     network: Callable[[Transfer, Scale], nn.Module] | None = None
     step: Callable[[Setup], TrainingStep] | None = None
     initial: str = "baseline"
+    start: Callable[[Any, Sources], dict[str, Path]] | None = None
+    begin: Callable[[Beginning], tuple[dict[str, Any], str]] | None = None
+    options: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ending: str = ""
     untrained: str = ""

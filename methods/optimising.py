@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from balancing import gradient_norm
 from devices import Ranks
+from models import make_optimizer
 
 Network = TypeVar("Network", bound=nn.Module)
 GAN_BETAS = (0.5, 0.999)  # of Adam, in both papers that train discriminators
@@ -18,7 +19,7 @@ class Optimised:
     """Parameters that one Adam trains, and the schedule of its learning rate.
 
     `steps` is the number of steps of the whole run, over which `decay` lowers the learning rate
-    to 0 by a cosine.
+    to 0 by a cosine. Without `betas`, the optimiser is the main job's (`models.make_optimizer`).
     """
 
     def __init__(
@@ -26,10 +27,13 @@ class Optimised:
         parameters: Iterable[nn.Parameter],
         lr: float,
         steps: int,
-        betas: tuple[float, float] = GAN_BETAS,
+        betas: tuple[float, float] | None = GAN_BETAS,
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=betas, fused=True)
+        if betas is None:
+            self.optimizer = make_optimizer(self.parameters, lr)
+        else:
+            self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=betas, fused=True)
         self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, steps))
 
     def update(self, loss: Tensor, bad: Tensor, ranks: Ranks) -> Tensor:

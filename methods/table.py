@@ -5,7 +5,11 @@ from pathlib import Path
 
 from methods.configs import with_corners, with_cycle
 from methods.cycle import CycleStep
+from methods.geonet import DOMAINS as GEONET_DOMAINS
+from methods.geonet import begin_geonet, from_baselines, geonet, geonet_step
+from methods.global_consistency import GlobalStep, begin_global, reads_all
 from methods.interface import ALL, TARGETS, Method
+from methods.multitask import DOMAINS, begin_multitask, multitask, multitask_step
 from methods.pix2pix import Pix2PixStep
 from methods.random_networks import random_perceptual_step
 from models import read_record
@@ -66,6 +70,35 @@ METHODS = _table(
         targets=("normal", "reshading"),
         untrained="Taskonomy's networks are not trained here: `python -m scripts.download "
         "taskonomy` fetches them, and demo.py shows them with `method` taskonomy",
+    ),
+    Method(
+        "geonet",
+        "Normals and depth from one image, each refined by what follows from the other.",
+        targets=("normal", "depth"),
+        reads=lambda target: GEONET_DOMAINS,
+        network=geonet,
+        step=geonet_step,
+        start=from_baselines,
+        begin=begin_geonet,
+        options=("field_of_view",),
+    ),
+    Method(
+        "multitask",
+        "One encoder and a decoder for each domain with labels, trained on their summed errors.",
+        wants=lambda target: DOMAINS,
+        network=multitask,
+        step=multitask_step,
+        initial="scratch",
+        begin=begin_multitask,
+    ),
+    Method(
+        "global",
+        "All networks between rgb, normals, depth and reshading, trained along paths of "
+        "growing length.",
+        reads=reads_all,
+        step=GlobalStep,
+        begin=begin_global,
+        options=("path_length", "round_steps", "direct_steps", "choose_network", "choose_path"),
     ),
 )
 

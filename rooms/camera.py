@@ -7,6 +7,7 @@ import numpy as np
 from .render import HOLE, Camera, Renderer, look
 from .scene import Scene
 
+FIELDS_OF_VIEW = (48, 82)  # degrees; each camera has one of these, all equally likely
 HOLE_SHARE = (0.01, 0.10)  # allowed share of hole pixels in a view with holes
 
 
@@ -27,7 +28,7 @@ def propose(scene: Scene, rng: np.random.Generator) -> Camera:
     yaw = np.arctan2(direction[1], direction[0]) + rng.normal(0, 0.1)
     pitch = np.clip(np.arctan2(direction[2], np.hypot(*direction[:2])), -0.6, 0.2) * 0.6
     pitch += rng.normal(-0.06, 0.1)
-    angle = np.radians(rng.uniform(48, 82))
+    angle = np.radians(rng.uniform(*FIELDS_OF_VIEW))
     return look(position, yaw, pitch, rng.normal(0, 0.025), angle)
 
 

@@ -40,6 +40,12 @@ QUICK = ("--perceptual=curv,edge", "--steps-per-epoch=2", "--visdom-server=none"
 OTHERS = {
     "pix2pix": ["discriminator"],
     "cycle": ["normal2rgb", "discriminator_normal", "discriminator_rgb"],
+    "global": [
+        f"{source}2{target}"
+        for source in ("rgb", "normal", "depth_zbuffer", "reshading")
+        for target in ("normal", "depth_zbuffer", "reshading")
+        if source != target and (source, target) != ("rgb", "normal")
+    ],
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from energy import loss_name
+from methods.interface import Method
 from sources import Sources
 from training.data import Part, reads_of
 from training.loop import Plan
@@ -20,8 +21,12 @@ def announcement(
     parts: Mapping[str, Part],
     record: Mapping,
     folder: Path,
+    of_method: str = "",
 ) -> str:
-    """Return the block that a run prints before it starts. Values not asked for say "default"."""
+    """Return the block that a run prints before it starts. Values not asked for say "default".
+
+    `of_method` is what the run's method adds.
+    """
     run = options.run
     source, target = objective.transfer.edge
     method = objective.method
@@ -45,7 +50,7 @@ def announcement(
         "data": f"{sources.data_text}; views: {views}",
         "networks": sources.networks_text,
         "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),
-        "method": method.summary if method and method.ending != "consistency" else "",
+        "method": _method(method, of_method),
         "losses": _losses(plan, _without_rate(objective, parts), bool(method and method.step)),
         "steps": steps,
         "device": f"{record['device']}, {plan.precision}",
@@ -56,6 +61,12 @@ def announcement(
         for name, text in lines.items()
         if text
     )
+
+
+def _method(method: Method | None, more: str) -> str:
+    if method is None or method.ending == "consistency":
+        return ""
+    return method.summary + (f"\n{more}" if more else "")
 
 
 def _default(value: object) -> str:

@@ -31,10 +31,10 @@ class Reads:
 def reads_of(objective: Objective) -> dict[str, Reads]:
     """Return the domains that each reality of a run reads.
 
-    Every reality needs the first domain of each path in the losses and in its plots; "train"
-    also needs what the method's own step reads. A plot that names none of the realities is
-    drawn from val. Some domains are read only if available: in val those of the yardsticks,
-    for the win rates, and in test those of the perceptual losses, for the closing table.
+    Every reality needs the first domain of each path in the losses and in its plots, and what
+    the method's own step reads. A plot that names none of the realities is drawn from val. Some
+    domains are read only if available: in val those of the yardsticks, for the win rates, in
+    test those of the perceptual losses, for the closing table, and what the method wants.
     """
     config, losses = objective.config, objective.perceptual
     trained = _first_domains(paths_for(config, ["mae", *losses]))
@@ -46,7 +46,12 @@ def reads_of(objective: Objective) -> dict[str, Reads]:
     }
     needed = {name: set(trained) for name in wanted}
     if objective.method:
-        needed["train"] |= {"rgb", *objective.method.reads(objective.transfer.target)}
+        method, target = objective.method, objective.transfer.target
+        needed = {
+            name: {"rgb", *domains, *method.reads(target)} for name, domains in needed.items()
+        }
+        for name in ("train", "test"):
+            wanted[name] |= set(method.wants(target))
     for plot in config["plots"].values():
         shown = _first_domains({path: config["paths"][path] for path in plot["paths"]})
         for name in [r for r in plot["realities"] if r in needed] or ["val"]:
@@ -136,7 +141,7 @@ def held_out_views(
     return Part(evenly_spaced(part.views, subset_size), part.tasks)
 
 
-def held_out_part(parts: Mapping[str, Part]) -> str:
+def held_out_part(parts: Mapping[str, Part | Reality]) -> str:
     """Return the part that the closing table is measured on: test, or else val."""
     return "test" if "test" in parts else "val"
 

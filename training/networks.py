@@ -37,15 +37,10 @@ def build_graph(
         transfer = any_transfer(*edge, sources.models_dirs[0])
         if edge == target:
             transfer = objective.transfer
-        if edge == target and objective.init != "baseline":
+        own = objective.method is not None and objective.method.network is not None
+        if edge == target and (own or objective.init != "baseline"):
             networks[edge] = _untrained(objective, sources)
-            if objective.init != "scratch":
-                folders = [*sources.models_dirs, *own_models(read_job())]
-                start = initial_weights(objective.init, edge, sources.scale, folders)
-                load_network(
-                    networks[edge], start, sources.scale, edge, any_size=True, transfer=transfer
-                )  # fmt: skip
-                files[transfer.name] = start
+            files |= _load_start(networks[edge], objective, sources)
             continue
         try:
             networks[edge] = sources.network(transfer, objective.name)
@@ -65,7 +60,11 @@ def build_graph(
         if transfer.checkpoint and (file := sources.find(transfer)):
             files[transfer.name] = file
     networks = {edge: parallelised(network) for edge, network in networks.items()}
-    return _prepared(TaskGraph(networks, target), options.compute, device), losses, files
+    graph = TaskGraph(networks, target)
+    _set_up(graph, options.compute, device)
+    if options.compute.compile:
+        compile_networks(graph.networks.values())
+    return graph, losses, files
 
 
 def _untrained(objective: Objective, sources: Sources) -> nn.Module:
@@ -76,6 +75,23 @@ def _untrained(objective: Objective, sources: Sources) -> nn.Module:
     network = own.build(sources.scale, pretrained=objective.init == "scratch")
     own.check_training(network, sources.scale)
     return network
+
+
+def _load_start(network: nn.Module, objective: Objective, sources: Sources) -> dict[str, Path]:
+    """Load what `init` names into the network that trains. Returns the files, {transfer: file}."""
+    init, transfer = objective.init, objective.transfer
+    if init == "scratch":
+        return {}
+    if init == "baseline":
+        if objective.method is None or objective.method.start is None:
+            raise UserError(f"{objective.name} has no baseline: `init` scratch or a checkpoint")
+        return objective.method.start(network, sources)
+    folders = [*sources.models_dirs, *own_models(read_job())]
+    start = initial_weights(init, transfer.edge, sources.scale, folders)
+    load_network(
+        network, start, sources.scale, transfer.edge, any_size=True, transfer=transfer
+    )  # fmt: skip
+    return {transfer.name: start}
 
 
 def losses_in_use(perceptual: Sequence[str], by_win_rate: Sequence[str]) -> list[str]:
@@ -89,13 +105,19 @@ def without_edge(edge: Edge, losses: list[str], config: Mapping) -> tuple[list[s
     return [name for name in losses if name not in left_out], left_out
 
 
-def _prepared(graph: TaskGraph, compute: ComputeOptions, device: torch.device) -> TaskGraph:
-    """Return the graph on the device, set up as the options say."""
-    graph = graph.to(device)
+def _set_up(module: nn.Module, compute: ComputeOptions, device: torch.device) -> None:
+    """Move a graph or a network to the device, and set it up as the options say."""
+    module.to(device)
     if compute.channels_last:
-        graph = graph.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)
     if compute.checkpoint_activations:
-        recompute_activations(graph)
+        recompute_activations(module)
+
+
+def prepare_another(network: nn.Module, compute: ComputeOptions, device: torch.device) -> nn.Module:
+    """Return a network that a method adds to the graph's, prepared like these."""
+    network = parallelised(network)
+    _set_up(network, compute, device)
     if compute.compile:
-        compile_networks(graph.networks.values())
-    return graph
+        compile_networks([network])
+    return network

@@ -13,8 +13,8 @@ from energy import (
     paths_for,
     perceptual_losses,
 )
-from methods.interface import Method
-from methods.table import check_trained, find_method, method_names
+from methods.interface import Method, MethodOptions
+from methods.table import METHODS, check_trained, find_method, method_names
 from precision import TRAINING_PRECISIONS, check_precision
 from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, any_transfer, transfer_by_name
 from utils import UserError, accepted, check_one_of, check_positive, nearest
@@ -194,12 +194,13 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     networks: NetworkOptions = field(default_factory=NetworkOptions)
     losses: LossOptions = field(default_factory=LossOptions)
+    methods: MethodOptions = field(default_factory=MethodOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
     def flags(self) -> dict:
         """Return the options as flags, {name: value}."""
-        groups = (self.data, self.networks, self.losses, self.compute, self.run)
+        groups = (self.data, self.networks, self.losses, self.methods, self.compute, self.run)
         flat = {name: value for group in groups for name, value in asdict(group).items()}
         return {"config": self.config} | flat
 
@@ -431,6 +432,7 @@ def check_options(options: Options, objective: Objective) -> None:
     if losses.compare_direct and run.visualize:
         raise UserError("`visualize` stops before training: no `compare_direct`")
     _check_losses(losses, objective)
+    _check_method_options(options.methods, objective)
     _check_label_cache(compute.cache_labels, data.dataaug, objective)
 
 
@@ -453,6 +455,15 @@ def _check_losses(losses: LossOptions, objective: Objective) -> None:
             "without perceptual losses there is nothing for `compare_direct`, `random_select` "
             "or `winrate` to do"
         )
+
+
+def _check_method_options(options: MethodOptions, objective: Objective) -> None:
+    """Raise UserError for options of another method."""
+    takes = objective.method.options if objective.method else ()
+    for name, value in asdict(options).items():
+        if value is not None and name not in takes:
+            those = ", ".join(m.name for m in METHODS.values() if name in m.options)
+            raise UserError(f"`{name}` is for {those}, and does nothing for {objective.name}")
 
 
 def _check_own_step(losses: LossOptions, name: str) -> None:

@@ -35,7 +35,8 @@ class RunOutput:
     `columns` are the columns of the closing table so far, and `taken` what those that were
     trained took (`Trainer.taken`). `training` is the trainer's state in the current phase, or
     None. `start` holds the initial weights, if a comparison needs them. A resumed run loads all
-    of them, from its last state and its record; `resumed` tells whether it had a state.
+    of them, from its last state and its record; `resumed` tells whether it had a state. `report`
+    is what the run's method adds to the closing table.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class RunOutput:
             if not self.resumed:
                 (folder / "log.jsonl").unlink(missing_ok=True)
             self.logger = Logger(record["config"], folder / "log.jsonl", windows)
+        self.report = ""
         self.columns: dict[str, dict[str, float]] = state["columns"] if state else {}
         self.taken: dict[str, dict[str, Any]] = recorded_taken(self.record) if state else {}
         self.start: dict[str, Tensor] = state["start"] if state else {}

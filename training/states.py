@@ -15,8 +15,8 @@ from utils import UserError, check_regular, log, reason_of
 KEPT = 2  # the number of states kept in a folder
 # What `write_atomically` calls a run's files until they are whole; other hidden files are not ours.
 TEMPORARY = re.compile(
-    r"\.(state_\d{9}\.pt|not_finite(_\d+)?\.pt|(run|evaluation)\.json|(start|latest)(_\d+)?\.png"
-    r"|curves\.png"
+    r"\.(state_\d{9}\.pt|not_finite(_\d+)?\.pt|(run|evaluation|violations)\.json|(start|latest)(_\d+)?\.png"
+    r"|(curves|violations)\.png"
     r"|\w+\.pth)\.[a-z0-9_]{8}"
 )
 
