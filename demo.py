@@ -4,14 +4,19 @@ python demo.py --task normal --img-path assets/room.png --output-dir results/dem
 """
 
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from consistency import Energy
 from devices import choose_device, default_forward_batch
 from loading.photographs import open_image
-from measuring.demo_networks import TARGETS, choose_networks
+from loading.video_files import VideoFrames
+from measuring.demo_networks import TARGETS, Choice, choose_networks
 from measuring.image_files import ImageFiles
 from measuring.prediction import (
     Predictor,
@@ -20,13 +25,43 @@ from measuring.prediction import (
     predict,
 )
 from measuring.result_files import endings, has_colours, write_results
+from measuring.videos import Comparison, VideoOptions, write_video
 from precision import check_precision, forward_only
-from utils import also_called, check_one_of, check_positive, command_line, log, read_job
+from utils import (
+    UserError,
+    also_called,
+    check_one_of,
+    check_positive,
+    command_line,
+    counted,
+    folding_flags,
+    log,
+    read_job,
+)
 
 __all__ = ["main", "predict"]
 
 
+@dataclass(frozen=True)
+class ShownNetworks:
+    """Networks.
+
+    Args:
+        checkpoint: the networks, comma-separated: files, runs' folders, omnidata or taskonomy.
+        model: published (those in the models folder) or rooms (the small networks shipped with
+            this project). Default: published where at least one is there, else rooms.
+        models_dir: the folder of the checkpoints (default: models/, then models/trained).
+        network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
+    """
+
+    checkpoint: list | None = None
+    model: str | None = None
+    models_dir: str | None = None
+    network: str | None = None
+
+
 @also_called(output_path="output_dir")
+@folding_flags
 def main(
     *,
     task: str | None = None,
@@ -34,13 +69,11 @@ def main(
     output_dir: str | None = None,
     compare: bool = False,
     size: int | None = None,
-    checkpoint: list | None = None,
-    model: str | None = None,
-    models_dir: str | None = None,
-    network: str | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
     quiet: bool = False,
+    networks: ShownNetworks,
+    videos: VideoOptions,
 ) -> None:
     """Predict normals, depth or reshading of images, with one network or several.
 
@@ -64,11 +97,6 @@ def main(
         compare: write {name}_{task}_compare.png too: the input and all predictions.
         size: predict the whole image in its own aspect, its shorter side about that many
             pixels, instead of the centre square at the size of the network's training.
-        checkpoint: the networks, comma-separated: files, runs' folders, omnidata or taskonomy.
-        model: published (those in the models folder) or rooms (the small networks shipped with
-            this project). Default: published where at least one is there, else rooms.
-        models_dir: the folder of the checkpoints (default: models/, then models/trained).
-        network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
         batch_size: images at a time (default: 16 on a GPU, else 2); results do not depend on it.
         precision: fp32, tf32, bf16 or fp16.
         quiet: no progress bar.
@@ -76,16 +104,24 @@ def main(
     task = check_one_of("task", task, tuple(TARGETS))
     check_positive(batch_size=batch_size)
     check_precision(precision)
-    images = ImageFiles(img_path)
-    chosen = choose_networks(task, checkpoint=checkpoint, model=model, models_dir=models_dir)
-    check_size(predictor := load_predictor(task, chosen, choose_device(), network), size)
+    source = open_video(videos, img_path) if videos.video is not None else ImageFiles(img_path)
+    chosen = choose_networks(
+        task, checkpoint=networks.checkpoint, model=networks.model, models_dir=networks.models_dir
+    )
+    predictor = load_predictor(task, chosen, choose_device(), networks.network)
+    check_size(predictor, size)
     log.info("%s", chosen.note)
     folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
+    batch_size = batch_size or default_forward_batch(predictor.device)
+    if isinstance(source, VideoFrames):
+        energy = energy_networks(networks.models_dir, predictor.device) if compare else None
+        work = Comparison(task, predictor, energy, size, batch_size, precision)
+        return write_frames(source, work, folder, compare, chosen, quiet)
     write_predictions(
-        images, predictor, task, folder, size=size, compare=compare, precision=precision,
-        batch_size=batch_size or default_forward_batch(predictor.device), quiet=quiet,
+        source, predictor, task, folder, size=size, compare=compare, precision=precision,
+        batch_size=batch_size, quiet=quiet,
     )  # fmt: skip
-    if status := images.summary(folder):
+    if status := source.summary(folder):
         sys.exit(status)
 
 
@@ -117,6 +153,44 @@ def write_predictions(
             write_results(folder / names[path], task, columns, display if compare else None)
     if has_colours(task) and len(images.failed) < len(images.paths):
         print(f"to look at: {folder}/*_{task}_*_colour.png")
+
+
+def open_video(videos: VideoOptions, img_path: str | None) -> VideoFrames:
+    """Open the video of the flags. Raises UserError if there is an `img_path` too."""
+    if img_path is not None:
+        raise UserError("`video` takes the place of `img_path`: give one of the two")
+    return VideoFrames(str(videos.video), videos.fps, videos.max_frames, videos.max_side)
+
+
+def energy_networks(models_dir: str | None, device: torch.device) -> Energy:
+    """Load the energy of a models folder that has all of its networks, else the shipped one."""
+    folder = Path(models_dir) if models_dir else read_job().models_dir
+    try:
+        energy = Energy(models_dir=folder)
+        log.info("energy: the networks in %s", folder)
+    except UserError:
+        energy = Energy()
+        log.info("energy: the small networks shipped with the project, trained on rendered rooms")
+    return energy.to(device)
+
+
+def write_frames(
+    frames: VideoFrames,
+    comparison: Comparison,
+    folder: Path,
+    compare: bool,
+    chosen: Choice,
+    quiet: bool,
+) -> None:
+    """Write the results of a video, with a progress bar."""
+    started, progress = time.monotonic(), None
+    with tqdm(desc=comparison.task, unit="frame", disable=quiet or None) as bar:
+        for progress in write_video(frames, comparison, folder, compare, chosen.paths):
+            bar.total = progress.total
+            bar.update()
+    done = progress.total if progress else 0
+    rate = done / (time.monotonic() - started)
+    log.info("%s, %.1f a second → %s", counted(done, "frame"), rate, folder)
 
 
 if __name__ == "__main__":
