@@ -20,7 +20,7 @@ FLOORS = [
     ["packing", "logger", "sources", "label_cache", "other_networks"],
     ["training", "measuring"],
     ["consistency"],
-    ["hubconf"],
+    ["hubconf", "web"],
     ["train", "demo", "scripts"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
