@@ -59,6 +59,11 @@ class ShownNetworks:
     models_dir: str | None = None
     network: str | None = None
 
+    def chosen(self, task: str) -> Choice:
+        return choose_networks(
+            task, checkpoint=self.checkpoint, model=self.model, models_dir=self.models_dir
+        )
+
 
 @also_called(output_path="output_dir")
 @folding_flags
@@ -105,11 +110,8 @@ def main(
     check_positive(batch_size=batch_size)
     check_precision(precision)
     source = open_video(videos, img_path) if videos.video is not None else ImageFiles(img_path)
-    chosen = choose_networks(
-        task, checkpoint=networks.checkpoint, model=networks.model, models_dir=networks.models_dir
-    )
-    predictor = load_predictor(task, chosen, choose_device(), networks.network)
-    check_size(predictor, size)
+    chosen = networks.chosen(task)
+    check_size(predictor := load_predictor(task, chosen, choose_device(), networks.network), size)
     log.info("%s", chosen.note)
     folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
     batch_size = batch_size or default_forward_batch(predictor.device)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from files import written_atomically
 from loading.photographs import find_images, open_image
-from utils import UserError, check_positive, check_regular, evenly_spaced, reason_of
+from utils import UserError, check_positive, check_regular, evenly_spaced, log, reason_of
 
 # What FFmpeg may take a file for. It also knows playlists, which name other files and addresses,
 # and formats that draw any text: an upload must be neither.
@@ -33,7 +33,9 @@ KEY_FRAMES = 12  # a player that jumps to a frame decodes at most that many
 def check_video_package() -> None:
     """Raise UserError if PyAV is not installed."""
     if find_spec("av") is None:
-        raise UserError("videos need the package av: uv sync --extra web, or pip install av")
+        raise UserError(
+            "videos need the package av: pip install av (it is in the extra `web` of uv)"
+        )
 
 
 # ---- reading ------------------------------------------------------------------------
@@ -62,7 +64,7 @@ class VideoFrames:
         check_video_package()
         check_positive(fps=fps, max_frames=max_frames, max_side=max_side)
         self.path, self.max_frames, self.max_side = Path(path), max_frames, max_side
-        self.is_folder = self.path.is_dir()
+        self.is_folder, self.declared = self.path.is_dir(), 0
         if self.is_folder:
             self.files, _ = find_images(self.path)
             self.rate = Fraction(fps or RATE).limit_denominator(1000)
@@ -74,7 +76,8 @@ class VideoFrames:
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate or Fraction(RATE)
             self.rate = rate if Fraction(1, 10) <= rate <= 240 else Fraction(RATE)
-            self._check_count(stream.frames)  # 0 where the file does not say
+            self.declared = stream.frames  # 0 where the file does not say
+            self._check_count(self.declared)
 
     @property
     def name(self) -> str:
@@ -102,7 +105,10 @@ class VideoFrames:
             raise UserError(f"{self.path} has no frame that can be decoded")
 
     def survey(self, kept: int) -> tuple[int, list[Image.Image]]:
-        """Decode all frames once: their number, and at most `kept` of them, evenly spaced."""
+        """Decode all frames once: their number, and at most `kept` of them, evenly spaced.
+
+        Logs a warning if there are fewer than the file says, as in one that is cut off.
+        """
         step, sample, count = 1, list[Image.Image](), 0
         for count, image in enumerate(self, 1):
             if (count - 1) % step:
@@ -111,6 +117,11 @@ class VideoFrames:
                 sample, step = sample[::2], 2 * step
             if (count - 1) % step == 0:
                 sample.append(image)
+        if count < self.declared:
+            log.warning(
+                "%s: %s of its %s frames can be decoded: these are used", self.path, count,
+                self.declared,
+            )  # fmt: skip
         return count, evenly_spaced(sample, kept)
 
     def _check_count(self, count: int) -> None:
@@ -164,7 +175,8 @@ def frame_of(path: str | Path, number: int) -> Image.Image:
     """Return frame `number`, from 0, of an MP4 that `written_video` wrote."""
     import av
 
-    with av.open(str(Path(path).resolve())) as container:
+    opened: Any = av.open(str(Path(path).resolve()))
+    with opened as container:
         stream = container.streams.video[0]
         start = int(number / stream.average_rate / stream.time_base)
         container.seek(start, stream=stream)
@@ -181,7 +193,8 @@ class VideoWriter:
     """Encodes pictures of one size, one after another."""
 
     def __init__(self, container: Any, rate: Fraction) -> None:
-        self._container, self._rate, self._stream = container, rate, None
+        self._container, self._rate = container, rate
+        self._stream: Any = None
         self.size = (0, 0)
 
     def add(self, picture: Image.Image) -> None:
