@@ -3,7 +3,7 @@
 Needs PyAV (the extra `web`), which brings FFmpeg's decoders and encoders.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib.util import find_spec
@@ -42,7 +42,9 @@ def check_video_package() -> None:
 
 
 class VideoFrames:
-    """The frames of a video file, or of a folder of images in the order of their names.
+    """The frames of a video file, or of images in the order of their names.
+
+    `path` is a file, a folder of images, or a sequence of images.
 
     Iterating decodes them one after another, from the first, as 8-bit RGB pictures of one size;
     a folder's images may have transparency. Files that were turned by the camera are upright.
@@ -56,17 +58,23 @@ class VideoFrames:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[Path],
         fps: float | None = None,
         max_frames: int = MOST_FRAMES,
         max_side: int = LARGEST_SIDE,
     ) -> None:
         check_video_package()
         check_positive(fps=fps, max_frames=max_frames, max_side=max_side)
-        self.path, self.max_frames, self.max_side = Path(path), max_frames, max_side
-        self.is_folder, self.declared = self.path.is_dir(), 0
+        self.max_frames, self.max_side = max_frames, max_side
+        self.files: list[Path] = []
+        if isinstance(path, str | Path):
+            self.path = Path(path)
+        else:
+            self.files = sorted(path, key=lambda file: file.name)
+            self.path = self.files[0]
+        self.is_folder, self.declared = bool(self.files) or self.path.is_dir(), 0
         if self.is_folder:
-            self.files, _ = find_images(self.path)
+            self.files = self.files or find_images(self.path)[0]
             self.rate = Fraction(fps or RATE).limit_denominator(1000)
             self._check_count(len(self.files))
             return
@@ -81,8 +89,8 @@ class VideoFrames:
 
     @property
     def name(self) -> str:
-        """The name for results: that of the folder, or of the file without its ending."""
-        return (self.path.resolve() if self.is_folder else self.path.with_suffix("")).name
+        """The name for results: that of the folder, or of the (first) file without its ending."""
+        return self.path.resolve().name if self.path.is_dir() else self.path.stem
 
     def __iter__(self) -> Iterator[Image.Image]:
         size, count = None, 0

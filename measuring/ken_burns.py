@@ -210,12 +210,21 @@ def clip_frames(
     view: View, end: Position, start: Position = Position(), count: int = 75
 ) -> Iterator[Image.Image]:
     """Yield the pictures of a way from `start` to `end`, slow at both ends, holes filled."""
-    check_positive(count=count)
-    if count > MOST_FRAMES:
-        raise UserError(f"a clip has at most {MOST_FRAMES} frames, not {count}")
     for number in range(count):
         position = start.to(end, eased(number / max(1, count - 1)))
         yield to_image(filled(*render(view, *position.metres(view))))
+
+
+def frame_count(seconds: float, fps: float) -> int:
+    """Return the number of frames of a clip. Raises UserError if there are too many."""
+    check_positive(seconds=seconds, fps=fps)
+    count = max(1, round(seconds * fps))
+    if count > MOST_FRAMES:
+        raise UserError(
+            f"a clip of {seconds:g} s has {count} frames at {fps:g} a second, and {MOST_FRAMES} "
+            f"are the most: give fewer `seconds`, or a lower `fps`"
+        )
+    return count
 
 
 def write_clip(
@@ -232,13 +241,7 @@ def write_clip(
     The file gets its name at the end. Closing the generator earlier leaves none. Raises UserError
     for a clip that is too long, or if it cannot be written.
     """
-    check_positive(seconds=seconds, fps=fps)
-    count = max(1, round(seconds * fps))
-    if count > MOST_FRAMES:
-        raise UserError(
-            f"a clip of {seconds:g} s has {count} frames at {fps:g} a second, and {MOST_FRAMES} "
-            f"are the most: give fewer `seconds`, or a lower `fps`"
-        )
+    count = frame_count(seconds, fps)
     with written_video(path, Fraction(fps).limit_denominator(1000)) as writer:
         for number, picture in enumerate(clip_frames(view, end, start, count), 1):
             writer.add(picture)

@@ -14,9 +14,9 @@ from devices import choose_device
 from loading.photographs import BrokenImage, open_image
 from loading.video_files import check_video_package
 from measuring.demo_networks import Choice, choose_networks
-from measuring.depth_3d import FIELD_OF_VIEW, SIDE, check_angle, predicted_view, write_glb
+from measuring.depth_3d import FIELD_OF_VIEW, SIDE, View, check_angle, predicted_view, write_glb
 from measuring.image_files import ImageFiles
-from measuring.ken_burns import Position, write_clip
+from measuring.ken_burns import Position, frame_count, write_clip
 from measuring.prediction import Predictor, check_size, load_predictor
 from utils import (
     UserError,
@@ -55,6 +55,11 @@ class CameraPath:
         zooms = [1.0] * (2 - len(zooms)) + zooms
         shifts = [0.0] * (4 - len(shifts)) + shifts
         return Position(zooms[0], *shifts[:2]), Position(zooms[1], *shifts[2:])
+
+    def check(self) -> None:
+        """Raise UserError for a way that cannot be gone, before anything is computed."""
+        self.ends()
+        frame_count(self.seconds, self.fps)
 
 
 @also_called(output_path="output_dir")
@@ -97,13 +102,13 @@ def main(
         quiet: no progress bar.
     """
     check_video_package()
-    check_positive(size=size, seconds=way.seconds, fps=way.fps)
+    check_positive(size=size)
     if not 16 <= side <= 4096:
         raise UserError(f"`side` is 16 to 4096 pixels, not {side}")
     if glb is not None:
         check_one_of("glb", glb, ("mesh", "points"))
     check_angle(field_of_view)
-    start, end = way.ends()
+    way.check()
     images = ImageFiles(img_path)
     depth = load_depth(checkpoint, models_dir)
     check_size(depth, size)
@@ -111,19 +116,23 @@ def main(
     endings = ["_ken_burns.mp4", *([f"_{glb}.glb"] if glb else [])]
     names = images.result_names(folder, endings)
     for path in images.paths:
-        image = opened(images, path)
-        if image is None:
+        if (image := opened(images, path)) is None:
             continue
         view = predicted_view(image, depth, field_of_view=field_of_view, size=size, side=side)
-        clip = folder / f"{names[path]}_ken_burns.mp4"
-        frames = write_clip(view, clip, end, start, seconds=way.seconds, fps=way.fps)
-        with tqdm(desc=names[path], unit="frame", disable=quiet or None) as bar:
-            for _, bar.total in frames:
-                bar.update()
+        write_frames(view, folder / f"{names[path]}_ken_burns.mp4", way, quiet)
         if glb:
             write_glb(view, folder / f"{names[path]}_{glb}.glb", glb)
     if status := images.summary(folder):
         sys.exit(status)
+
+
+def write_frames(view: View, clip: Path, way: CameraPath, quiet: bool) -> None:
+    """Write the clip of an image, with a progress bar."""
+    start, end = way.ends()
+    frames = write_clip(view, clip, end, start, seconds=way.seconds, fps=way.fps)
+    with tqdm(desc=clip.name, unit="frame", disable=quiet or None) as bar:
+        for _, bar.total in frames:
+            bar.update()
 
 
 def load_depth(checkpoint: list | None, models_dir: str | None) -> Predictor:
