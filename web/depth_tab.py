@@ -59,7 +59,7 @@ def build(shared: Shared) -> None:
                 stop = gr.Button("Cancel", variant="stop")
             status = gr.Markdown()
         with gr.Column(scale=2):
-            clip = gr.Video(label="clip", interactive=False, autoplay=True, loop=True)
+            clip = gr.Video(label="clip", interactive=False, autoplay=True, loop=True, height=420)
     show.click(
         one_sentence(functools.partial(surface, shared)), [picture, name, angle, kind, normals],
         model, concurrency_id=QUEUE,

@@ -74,9 +74,8 @@ def build(shared: Shared) -> None:
 
 def choices(shared: Shared, task: str) -> Any:
     """Return the choice of networks for another task."""
-    return gradio().Dropdown(
-        shared.configurations(task), value=list(dict.fromkeys(shared.pair(task)))
-    )
+    names = list(dict.fromkeys(shared.pair(task)))
+    return gradio().Dropdown(shared.configurations(task), value=names, multiselect=True)
 
 
 def comparing(shared: Shared) -> Any:
