@@ -4,14 +4,18 @@ python demo.py --task normal --img-path assets/room.png --output-dir results/dem
 """
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from consistency import Energy
 from devices import choose_device, default_forward_batch
 from loading.photographs import open_image
+from loading.video_files import VideoFrames
 from measuring.demo_networks import TARGETS, Choice, choose_methods, choose_networks
 from measuring.image_files import ImageFiles
 from measuring.prediction import (
@@ -21,6 +25,7 @@ from measuring.prediction import (
     predict,
 )
 from measuring.result_files import endings, has_colours, write_results
+from measuring.videos import Comparison, VideoOptions, write_video
 from precision import check_precision, forward_only
 from utils import (
     UserError,
@@ -28,6 +33,7 @@ from utils import (
     check_one_of,
     check_positive,
     command_line,
+    counted,
     folding_flags,
     log,
     read_job,
@@ -80,6 +86,7 @@ def main(
     precision: str = "fp32",
     quiet: bool = False,
     networks: NetworkFlags,
+    videos: VideoOptions,
 ) -> None:
     """Predict normals, depth or reshading of images, with one network or several.
 
@@ -110,17 +117,21 @@ def main(
     task = check_one_of("task", task, tuple(TARGETS))
     check_positive(batch_size=batch_size)
     check_precision(precision)
-    images = ImageFiles(img_path)
+    source = open_video(videos, img_path) if videos.video is not None else ImageFiles(img_path)
     chosen = networks.chosen(task)
-    predictor = load_predictor(task, chosen, choose_device(), networks.network)
-    check_size(predictor, size)
+    check_size(predictor := load_predictor(task, chosen, choose_device(), networks.network), size)
     log.info("%s", chosen.note)
     folder = Path(output_dir) if output_dir else read_job().results_dir / "demo"
+    batch_size = batch_size or default_forward_batch(predictor.device)
+    if isinstance(source, VideoFrames):
+        energy = energy_networks(networks.models_dir, predictor.device) if compare else None
+        work = Comparison(task, predictor, energy, size, batch_size, precision)
+        return write_frames(source, work, folder, compare, chosen, quiet)
     write_predictions(
-        images, predictor, task, folder, size=size, compare=compare, precision=precision,
-        batch_size=batch_size or default_forward_batch(predictor.device), quiet=quiet,
+        source, predictor, task, folder, size=size, compare=compare, precision=precision,
+        batch_size=batch_size, quiet=quiet,
     )  # fmt: skip
-    if status := images.summary(folder):
+    if status := source.summary(folder):
         sys.exit(status)
 
 
@@ -152,6 +163,44 @@ def write_predictions(
             write_results(folder / names[path], task, columns, display if compare else None)
     if has_colours(task) and len(images.failed) < len(images.paths):
         print(f"to look at: {folder}/*_{task}_*_colour.png")
+
+
+def open_video(videos: VideoOptions, img_path: str | None) -> VideoFrames:
+    """Open the video of the flags. Raises UserError if there is an `img_path` too."""
+    if img_path is not None:
+        raise UserError("`video` takes the place of `img_path`: give one of the two")
+    return VideoFrames(str(videos.video), videos.fps, videos.max_frames, videos.max_side)
+
+
+def energy_networks(models_dir: str | None, device: torch.device) -> Energy:
+    """Load the energy of a models folder that has all of its networks, else the shipped one."""
+    folder = Path(models_dir) if models_dir else read_job().models_dir
+    try:
+        energy = Energy(models_dir=folder)
+        log.info("energy: the networks in %s", folder)
+    except UserError:
+        energy = Energy()
+        log.info("energy: the small networks shipped with the project, trained on rendered rooms")
+    return energy.to(device)
+
+
+def write_frames(
+    frames: VideoFrames,
+    comparison: Comparison,
+    folder: Path,
+    compare: bool,
+    chosen: Choice,
+    quiet: bool,
+) -> None:
+    """Write the results of a video, with a progress bar."""
+    started, progress = time.monotonic(), None
+    with tqdm(desc=comparison.task, unit="frame", disable=quiet or None) as bar:
+        for progress in write_video(frames, comparison, folder, compare, chosen.paths):
+            bar.total = progress.total
+            bar.update()
+    done = progress.total if progress else 0
+    rate = done / (time.monotonic() - started)
+    log.info("%s, %.1f a second → %s", counted(done, "frame"), rate, folder)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     The data are flushed to disk before the rename. So `path` always holds either the old or
     the complete new file, even after a power failure. Raises UserError on failure.
     """
+    with written_atomically(path) as name:
+        write(name)
+
+
+@contextmanager
+def written_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path as `write_atomically` does, for a file that grows in the block.
+
+    At the end of the block, it is renamed to `path`; if the block is left otherwise, it is removed.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +80,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         # not by tempfile, whose files only their owner may read, whatever the umask
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            write(name)
+            yield name
             _flush(name)
             os.replace(name, path)
         except BaseException:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -251,6 +251,19 @@ def load_predictor(
         files = ", ".join(map(str, chosen.paths.values()))
         raise UserError(f"`network` {network}: {files} holds no network of one's own")
     return Predictor(networks, scales, math.lcm(*multiples), device, own)
+
+
+def together(predictors: Mapping[str, Predictor]) -> Predictor:
+    """Return one predictor of the networks of several of one task, each of which has one network.
+
+    The labels are the new ones. All are on the same device.
+    """
+    networks = {label: next(iter(p.networks.values())) for label, p in predictors.items()}
+    scales = {label: next(iter(p.scales.values())) for label, p in predictors.items()}
+    own = {label: next(iter(p.own.values())) for label, p in predictors.items() if p.own}
+    multiple = math.lcm(*(predictor.multiple for predictor in predictors.values()))
+    device = next(iter(predictors.values())).device
+    return Predictor(networks, scales, multiple, device, own)
 
 
 def loaded(path: Path, transfer: Transfer) -> tuple[nn.Module, Scale]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from colouring import DEPTH_RANGE, DEPTH_UNIT, coloured, ends, limits_of, look_of
+from colouring import DEPTH_RANGE, DEPTH_UNIT, Limits, coloured, ends, limits_of, look_of
 from files import write_atomically
 from measuring.demo_networks import TARGETS
 from pictures import Ball, Bar, Column, page, to_image, write_png
@@ -82,7 +82,7 @@ def write_results(
     The pictures in colour of all variants have the same limits. With an `image` (3, H, W) there
     is also a page of the image and all predictions.
     """
-    columns = _columns(task, predictions)
+    columns = columns_of(task, predictions)
     for variant, values in predictions.items():
         start = f"{stem.name}_{task}_{variant}"
         write_png(to_image(values), stem.with_name(start + PUBLISHED))
@@ -92,14 +92,20 @@ def write_results(
             picture = page([[columns[variant]]], _cell(values))
             write_png(picture, stem.with_name(start + COLOUR))
     if image is not None:
-        groups = [[Column("input", image[None])], _with_one_legend(list(columns.values()))]
+        groups = [[Column("input", image[None])], with_one_legend(list(columns.values()))]
         write_png(page(groups, _cell(image)), stem.with_name(f"{stem.name}_{task}_compare.png"))
 
 
-def _columns(task: str, predictions: Mapping[str, Tensor]) -> dict[str, Column]:
-    """Return a column of each prediction; all of them have the same limits."""
+def columns_of(
+    task: str, predictions: Mapping[str, Tensor], limits: Limits | None = None
+) -> dict[str, Column]:
+    """Return a column of each prediction {label: (C, H, W)}; all of them have the same limits.
+
+    The limits are by default those of the predictions themselves.
+    """
     domain = TASKS[TARGETS[task]]
-    look, limits = look_of(domain), limits_of(domain, *(v[None] for v in predictions.values()))
+    look = look_of(domain)
+    limits = limits or limits_of(domain, *(v[None] for v in predictions.values()))
     legend = Bar(look.colours, ends(look, limits)) if look.colours else Ball()
     return {
         variant: Column(
@@ -110,7 +116,7 @@ def _columns(task: str, predictions: Mapping[str, Tensor]) -> dict[str, Column]:
     }  # fmt: skip
 
 
-def _with_one_legend(columns: Sequence[Column]) -> list[Column]:
+def with_one_legend(columns: Sequence[Column]) -> list[Column]:
     """Return the columns with one legend below all of them: a bar's column is the last."""
     bar = isinstance(columns[-1].legend, Bar)
     plain = [replace(column, legend=None) for column in columns]

@@ -67,7 +67,7 @@ def test_the_map_names_every_module():
     own = [file for file in ROOT.glob("*.py") if not file.name.startswith("my_")]  # no reader's
     for file in own:
         assert f"`{file.name}`" in text, file
-    for folder in ("modules", "loading", "methods", "training", "measuring", "scripts"):
+    for folder in ("modules", "loading", "methods", "training", "measuring", "scripts", "web"):
         assert f"`{folder}/`" in text
         for file in (ROOT / folder).rglob("*.py"):
             assert file.stem == "__init__" or f"`{file.stem}`" in text, file

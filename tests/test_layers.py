@@ -21,7 +21,7 @@ FLOORS = [
     ["methods"],
     ["training", "measuring"],
     ["consistency"],
-    ["hubconf"],
+    ["hubconf", "web"],
     ["train", "demo", "scripts"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

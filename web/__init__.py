@@ -1,0 +1,1 @@
+"""The web page of scripts/web.py: a tab a file."""

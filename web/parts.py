@@ -1,0 +1,67 @@
+"""Parts that several tabs have: the image to upload, with examples, and the choice of a network."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from loading.photographs import open_image
+from measuring.demo_networks import TARGETS
+from utils import ROOT, UserError
+from web.state import Shared, gradio
+
+EXAMPLES = [ROOT / "assets" / name for name in ("room.png", "coffee.jpg")]
+LICENCE = (
+    "The rooms are rendered by this project (MIT licence). The photograph of a cup is by Rachel "
+    "Michetti, courtesy of Pikolo Espresso Bar, CC0."
+)
+
+
+def picture_input(label: str = "image") -> Any:
+    """Add the input of an image: upload, paste, webcam, or a shipped example. Returns it.
+
+    Its value is the path of the uploaded file as it is, for `opened`.
+    """
+    gr = gradio()
+
+    class Upload(gr.Image):
+        """Gradio's image, whose file is left to `opened` to decode."""
+
+        is_template = True  # drawn on the page as gr.Image
+
+        def preprocess(self, payload: Any) -> str | None:
+            return None if payload is None else payload.path
+
+    picture = Upload(
+        label=label, type="filepath", image_mode=None, height=320, buttons=["fullscreen"],
+        sources=["upload", "clipboard", "webcam"],
+    )  # fmt: skip
+    gr.Examples(
+        [[str(path)] for path in EXAMPLES], [picture], label="examples", cache_examples=False
+    )
+    gr.Markdown(f"<small>{LICENCE}</small>")
+    return picture
+
+
+def opened(path: str | None) -> Image.Image:
+    """Open an uploaded image. Raises UserError, which names the file but not its folder."""
+    if path is None:
+        raise UserError("first choose an image: upload or paste one, or take an example")
+    try:
+        return open_image(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), Path(path).name)) from None
+
+
+def task_choice() -> Any:
+    """Add the choice of a task: normal, depth or reshading."""
+    return gradio().Radio(list(TARGETS), value="normal", label="task")
+
+
+def configuration_choice(shared: Shared, label: str, second: bool = False) -> Any:
+    """Add the choice of a network by name, first of the task normal.
+
+    It starts with the first or the second of `shared.pair`.
+    """
+    names = shared.configurations("normal")
+    return gradio().Dropdown(names, value=shared.pair("normal")[second], label=label)
