@@ -51,11 +51,11 @@ def in_file_encoding(depth: Tensor) -> Image.Image:
 # written}. Where values have a unit, there is a picture in colour too.
 MORE_FILES: dict[str, dict[str, Callable[[Tensor, Path], None]]] = {
     "normal": {
-        ".npy": lambda values, path: _write_array(unit_vectors(values).movedim(0, -1), path),
+        ".npy": lambda values, path: write_array(unit_vectors(values).movedim(0, -1), path),
     },
     "depth": {
         "_16bit.png": lambda values, path: write_png(in_file_encoding(values), path),
-        ".npy": lambda values, path: _write_array(in_metres(values)[0], path),
+        ".npy": lambda values, path: write_array(in_metres(values)[0], path),
     },
 }
 PUBLISHED, COLOUR = ".png", "_colour.png"
@@ -82,7 +82,7 @@ def write_results(
     The pictures in colour of all variants have the same limits. With an `image` (3, H, W) there
     is also a page of the image and all predictions.
     """
-    columns = _columns(task, predictions)
+    columns = columns_of(task, predictions)
     for variant, values in predictions.items():
         start = f"{stem.name}_{task}_{variant}"
         write_png(to_image(values), stem.with_name(start + PUBLISHED))
@@ -96,7 +96,7 @@ def write_results(
         write_png(page(groups, _cell(image)), stem.with_name(f"{stem.name}_{task}_compare.png"))
 
 
-def _columns(task: str, predictions: Mapping[str, Tensor]) -> dict[str, Column]:
+def columns_of(task: str, predictions: Mapping[str, Tensor]) -> dict[str, Column]:
     """Return a column of each prediction; all of them have the same limits."""
     domain = TASKS[TARGETS[task]]
     look, limits = look_of(domain), limits_of(domain, *(v[None] for v in predictions.values()))
@@ -123,8 +123,8 @@ def _cell(values: Tensor) -> int:
     return min(values.shape[-2:])
 
 
-def _write_array(values: Tensor, path: Path) -> None:
-    """Write a NumPy file of float32."""
+def write_array(values: Tensor, path: Path) -> None:
+    """Write a NumPy file of float32. Raises UserError on failure."""
 
     def save(name: Path) -> None:
         with open(name, "wb") as file:

@@ -24,18 +24,12 @@ def picture_input(label: str = "image") -> Any:
     """
     gr = gradio()
 
-    class Upload(gr.Image):
-        """Gradio's image, whose file is left to `opened` to decode."""
-
-        is_template = True  # drawn on the page as gr.Image
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None else payload.path
-
-    picture = Upload(
+    picture = gr.Image(
         label=label, type="filepath", image_mode=None, height=320, buttons=["fullscreen"],
         sources=["upload", "clipboard", "webcam"],
     )  # fmt: skip
+    # the file is left to `opened` to decode; a subclass would make Gradio write a file beside it
+    picture.preprocess = lambda payload: payload and payload.path
     gr.Examples(
         [[str(path)] for path in EXAMPLES], [picture], label="examples", cache_examples=False
     )
