@@ -70,7 +70,10 @@ class Answers:
         maps = energies_of(self.shared).of_pixels(image, task, names[1])
         limits = common_limits([maps.energy], None, standardised=False)
         columns = columns_of(task, predictions)
-        first, second = (page([[columns[name]]], FULL_SIZE) for name in names)
+        heading = look_of(TASKS[TARGETS[task]]).name
+        first, second = (
+            page([[replace(columns[name], heading=heading)]], FULL_SIZE) for name in names
+        )
         answer = Answer(
             (first, second),
             self._domains(task, predictions),
@@ -78,17 +81,17 @@ class Answers:
             "",
             write_values(self.shared.new_folder(), stem, task, predictions),
         )
-        lines = [energy.sentence, "", *self._table(task, times), ""]
+        lines = [energy.sentence, "", *self._made_by(task, times), ""]
         lines.append(f"All of this took {time.perf_counter() - start:.2f} s.")
         return replace(answer, text="\n".join(lines))
 
-    def _table(self, task: str, times: Mapping[str, float]) -> list[str]:
-        """Return a table in Markdown: which checkpoint made what, and how long it took."""
-        lines = ["| network | checkpoint | image size | took |", "|---|---|---|---|"]
+    def _made_by(self, task: str, times: Mapping[str, float]) -> list[str]:
+        """Return a list in Markdown: which checkpoint made what, and how long it took."""
+        lines = []
         for name, seconds in times.items():
             size = self.shared.predictor(task, name).scales[name].image_size
-            file = self.shared.checkpoint_of(task, name)
-            lines.append(f"| {name} | `{file}` | {size} | {1000 * seconds:.0f} ms |")
+            file = self.shared.checkpoint_of(task, name).name
+            lines.append(f"- {name}: `{file}`, {size} pixels, {1000 * seconds:.0f} ms")
         return lines
 
     # ---- other domains -----------------------------------------------------------------

@@ -63,10 +63,8 @@ class Energy:
         place = f"higher than {below}" if self.share else "lower than all"
         verdict = "distrust" if self.share >= DISTRUST else "no more than usual"
         sign = "−" if self.value < 0 else "+"
-        return (
-            f"Energy {sign}{abs(self.value):.2f}: {place} of {self.views} held-out views of "
-            f"labelled data: **{verdict}**."
-        )
+        number = f"{sign}{abs(self.value):.2f}"
+        return f"Energy {number}: {place} of {self.views} held-out views: **{verdict}**."
 
 
 class Energies:

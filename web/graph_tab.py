@@ -4,7 +4,7 @@ from typing import Any
 
 from energy import energy_configs
 from web.graphs import Graphs
-from web.parts import opened, picture_input
+from web.parts import opened, picture_input, picture_output
 from web.state import QUEUE, Shared, gradio, one_sentence
 
 START = "energy_calc_nogt"  # shown first
@@ -27,8 +27,7 @@ def build(shared: Shared) -> None:
             button = gr.Button("Draw", variant="primary")
             gr.Markdown(HELP)
         with gr.Column(scale=3):
-            drawn = gr.Image(label="graph", format="png", interactive=False,
-                             buttons=["download", "fullscreen"])  # fmt: skip
+            drawn = picture_output()
             text = gr.Markdown()
 
     @one_sentence

@@ -6,7 +6,13 @@ from typing import Any
 from measuring.demo_networks import TARGETS
 from utils import check_one_of
 from web.answers import Answers
-from web.parts import configuration_choice, opened, picture_input, task_choice
+from web.parts import (
+    configuration_choice,
+    opened,
+    picture_input,
+    picture_output,
+    task_choice,
+)
 from web.state import QUEUE, Shared, gradio, one_sentence
 
 HELP = """
@@ -34,10 +40,10 @@ def build(shared: Shared) -> None:
             slider = gr.ImageSlider(label="left | right", format="png", interactive=False,
                                     max_height=640)  # fmt: skip
             text = gr.Markdown()
-            energy = gr.Image(label="energy of the right side", format="png", interactive=False,
-                              buttons=["download", "fullscreen"])  # fmt: skip
-            domains = gr.Image(label="what follows in other domains", format="png",
-                               interactive=False, buttons=["download", "fullscreen"])  # fmt: skip
+            gr.Markdown("### Energy of the right side")
+            energy = picture_output()
+            gr.Markdown("### What follows in other domains")
+            domains = picture_output()
             files = gr.Files(label="values: 16-bit PNG and NumPy", interactive=False)
 
     @one_sentence

@@ -37,6 +37,13 @@ def picture_input(label: str = "image") -> Any:
     return picture
 
 
+def picture_output() -> Any:
+    """Add a picture to look at, to enlarge and to download. Returns it."""
+    return gradio().Image(
+        show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"]
+    )
+
+
 def opened(path: str | None) -> Image.Image:
     """Open an uploaded image. Raises UserError, which names the file but not its folder."""
     if path is None:
