@@ -1,6 +1,6 @@
 """The page that shows predictions for images, in the browser.
 
-python -m scripts.web
+python -m scripts.web --port 8000
 """
 
 import os

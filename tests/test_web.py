@@ -295,12 +295,21 @@ def site(networks, monkeypatch):
     shared.close()
 
 
+def client_of(address: str, downloads: Path):
+    """A user's client, which waits as long as it takes."""
+    from gradio_client import Client
+
+    patient = {"timeout": 600}
+    return Client(address, verbose=False, download_files=str(downloads), httpx_kwargs=patient)
+
+
 def asked(client, file: Path, shared: Shared) -> np.ndarray | str:
-    """The page's answer for an image: the normals of the left network, or its sentence."""
+    """The page's answer for an image: normals of the first network, or its sentence."""
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
-    inputs = handle_file(str(file)), "normal", *shared.pair("normal")
+    name = shared.pair("normal")[0]
+    inputs = handle_file(str(file)), "normal", name, name
     try:
         *_, files = client.predict(*inputs, api_name="/image")
     except AppError as error:
@@ -326,10 +335,8 @@ def spoiled(folder: Path, seed: int) -> Path:
 @pytest.mark.slow
 def test_every_kind_of_upload(site, tmp_path):
     """What demo.py reads, the page reads; what it refuses is one sentence, without folders."""
-    from gradio_client import Client
-
     address, shared = site
-    client = Client(address, verbose=False, download_files=str(tmp_path / "down"))
+    client = client_of(address, tmp_path / "down")
     picture = made_picture(0)
     frames = [made_picture(seed) for seed in range(3)]
     deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
@@ -359,7 +366,7 @@ def test_twenty_users_at_once(site, tmp_path):
 
     A user who leaves in mid-answer does not disturb the others. Prints what it measured.
     """
-    from gradio_client import Client, handle_file
+    from gradio_client import handle_file
 
     address, shared = site
     made = []
@@ -373,9 +380,9 @@ def test_twenty_users_at_once(site, tmp_path):
     answers: dict[Path, np.ndarray | str] = {}
 
     def user(number: int) -> None:
-        client = Client(address, verbose=False, download_files=str(tmp_path / f"down_{number}"))
+        client = client_of(address, tmp_path / f"down_{number}")
         if number == 7:  # another, who leaves
-            leaving = Client(address, verbose=False, download_files=str(tmp_path / "left"))
+            leaving = client_of(address, tmp_path / "left")
             leaving.submit(handle_file(str(made[0])), "normal", *shared.pair("normal"),
                            api_name="/image")  # fmt: skip
             leaving.close()

@@ -65,4 +65,7 @@ def configuration_choice(shared: Shared, label: str, second: bool = False) -> An
     It starts with the first or the second of `shared.pair`.
     """
     names = shared.configurations("normal")
-    return gradio().Dropdown(names, value=shared.pair("normal")[second], label=label)
+    # custom values, as the names depend on the task; `Shared.checkpoint_of` refuses unknown ones
+    return gradio().Dropdown(
+        names, value=shared.pair("normal")[second], label=label, allow_custom_value=True
+    )
