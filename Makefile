@@ -1,4 +1,5 @@
-# Two commands do everything, set-up included:
+# These do everything, set-up included:
+#   make demo    the page in the browser
 #   make train   the main job on the embedded data
 #   make test    the tests
 # and for those who change something:
@@ -9,11 +10,15 @@
 UV_VERSION := 0.13.8
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+WITH_PAGE := .venv/.installed-web
 UV := $(shell command -v uv || echo .uv/bin/uv)
 
-.PHONY: train test test-all docs-test lint typecheck check setup requirements clean
+.PHONY: demo train test test-all docs-test lint typecheck check setup requirements clean
 
 setup: $(INSTALLED)
+
+demo: $(WITH_PAGE)
+	$(PYTHON) -m scripts.web
 
 train: setup
 	$(PYTHON) -m train multiperceptual_normal --k 2 --random-select --compare-direct
@@ -39,7 +44,12 @@ check: lint typecheck test
 
 $(INSTALLED): uv.lock pyproject.toml
 	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) sync --frozen
+	$(UV) sync --frozen $(if $(wildcard $(WITH_PAGE)),--extra web)
+	@touch $@
+
+# The page's packages. Once they are there, `make setup` keeps them.
+$(WITH_PAGE): $(INSTALLED)
+	$(UV) sync --frozen --extra web
 	@touch $@
 
 # The exact versions of uv.lock for users of pip and conda.

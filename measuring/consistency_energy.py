@@ -220,12 +220,23 @@ def read_statistics(folder: Path) -> dict:
     try:
         statistics = read_json(path)
         values = {n: (s["mean"], s["deviation"]) for n, s in statistics["columns"].items()}
+        energies = tuple(statistics.get("energies", ()))
     except (UserError, LookupError, TypeError, AttributeError):
-        values = {}
-    all_numbers = all(isinstance(v, float | int) for pair in values.values() for v in pair)
+        values, energies = {}, ()
+    pairs = (*values.values(), energies)
+    all_numbers = all(isinstance(v, float | int) for pair in pairs for v in pair)
     if set(values) != set(map(straight_loss, ENERGY_DOMAINS)) or not all_numbers:
         raise UserError(f"{path} is not what a labelled run writes")
     return statistics
+
+
+def share_below(statistics: Mapping, energy: float) -> float | None:
+    """Return the share of the labelled views that have less standardised energy, 0 … 1.
+
+    None if the statistics do not record the views' energies, as those of earlier versions.
+    """
+    energies = statistics.get("energies")
+    return float(np.mean(np.asarray(energies) < energy)) if energies else None
 
 
 def check_networks(

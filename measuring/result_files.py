@@ -51,11 +51,11 @@ def in_file_encoding(depth: Tensor) -> Image.Image:
 # written}. Where values have a unit, there is a picture in colour too.
 MORE_FILES: dict[str, dict[str, Callable[[Tensor, Path], None]]] = {
     "normal": {
-        ".npy": lambda values, path: _write_array(unit_vectors(values).movedim(0, -1), path),
+        ".npy": lambda values, path: write_array(unit_vectors(values).movedim(0, -1), path),
     },
     "depth": {
         "_16bit.png": lambda values, path: write_png(in_file_encoding(values), path),
-        ".npy": lambda values, path: _write_array(in_metres(values)[0], path),
+        ".npy": lambda values, path: write_array(in_metres(values)[0], path),
     },
 }
 PUBLISHED, COLOUR = ".png", "_colour.png"
@@ -129,8 +129,8 @@ def _cell(values: Tensor) -> int:
     return min(values.shape[-2:])
 
 
-def _write_array(values: Tensor, path: Path) -> None:
-    """Write a NumPy file of float32."""
+def write_array(values: Tensor, path: Path) -> None:
+    """Write a NumPy file of float32. Raises UserError on failure."""
 
     def save(name: Path) -> None:
         with open(name, "wb") as file:

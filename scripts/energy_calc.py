@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from datasets import Reality, check_loading
 from devices import choose_device
 from files import make_folder, write_json
@@ -174,6 +176,7 @@ def report_labelled(
     write_csv(folder / "data.csv", {**labels, **table, **z})
     record = {"config": LABELLED, "views": len(views), **made_by, **statistics}
     record |= {"pearson": r._asdict(), "spearman": rho._asdict()}
+    record["energies"] = sorted(x[np.isfinite(x)].tolist())
     write_json(folder / "statistics.json", record)
     plot_energy(folder / "energy", x, y, _title(r, rho, len(views)))
     print(f"pairwise disagreement × 100: {100 * table['energy'].mean():.3f}")

@@ -1,6 +1,6 @@
 """The page that shows predictions for images, in the browser.
 
-python -m scripts.web
+python -m scripts.web --port 8000
 """
 
 import os
@@ -8,7 +8,7 @@ import signal
 import threading
 
 from utils import command_line
-from web.page import build, serve, settings
+from web.page import build, free_port, serve, settings
 from web.state import Shared, gradio
 
 
@@ -37,6 +37,7 @@ def main(
         checkpoint: the networks that are shown first, comma-separated: files, runs' folders,
             omnidata or taskonomy.
     """
+    port = free_port(host, port)  # before seconds go by
     shared = Shared(models_dir=models_dir, checkpoint=checkpoint)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, folder and all
     try:

@@ -35,7 +35,7 @@ SKIPPED = [  # (what the command holds, why it does not run here)
     (r"^(pip install|conda|uv sync)", "another way to install what `make` has installed"),
     (r"--video|scripts\.ken_burns", "needs a video, or the packages of the extra `web`"),
     (r"\.onnx", "needs the packages of the extra `export`"),
-    (r"^(visdom|\.venv/bin/visdom)", "a server: it does not end"),
+    (r"^(visdom|\.venv/bin/visdom|make demo|python -m scripts\.web)", "a server: it does not end"),
     (r"\b[A-Z]{4,}\b(?!=)", "a pattern: its capitals stand for names and numbers"),
     (r"^make (test-all|check|docs-test)", "holds `make test`, which runs"),
 ]

@@ -26,7 +26,7 @@ from measuring.statistics import standardised, statistics
 from models import save_network
 from precision import forward_only
 from scripts import energy_calc, energy_map, energy_shift
-from sources import VARIANTS, Sources
+from sources import SHIPPED, VARIANTS, Sources, sources_in
 from task_configs import get_task
 from transfers import TRANSFERS, Scale
 from utils import UserError
@@ -154,6 +154,22 @@ def test_labelled_run(labelled):
         "data.csv", "statistics.json", "energy.pdf", "energy.png"}  # fmt: skip
     assert Image.open(labelled / "energy.png").size > (500, 400)
     assert (labelled / "energy.pdf").read_bytes().startswith(b"%PDF")
+    energies = sorted(float(row["normalized_energy"]) for row in rows)
+    statistics = consistency_energy.read_statistics(labelled)
+    assert statistics["energies"] == pytest.approx(energies)
+    for place, energy in enumerate(energies):
+        assert consistency_energy.share_below(statistics, energy + 1e-9) == (place + 1) / 6
+
+
+def test_shipped_statistics_are_of_the_shipped_networks():
+    statistics = consistency_energy.read_statistics(SHIPPED)
+    consistency_energy.check_networks(statistics, sources_in(), SHIPPED)
+    energies = statistics["energies"]
+    assert len(energies) == statistics["views"] == 144 and energies == sorted(energies)
+    assert np.mean(energies) == pytest.approx(0, abs=1e-9)
+    assert consistency_energy.share_below(statistics, energies[-1]) == 143 / 144
+    del statistics["energies"]  # a run of an earlier version
+    assert consistency_energy.share_below(statistics, 0.0) is None
 
 
 def test_queries_are_standardised_by_the_labelled_run(labelled, models, data, tmp_path):

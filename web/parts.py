@@ -24,23 +24,24 @@ def picture_input(label: str = "image") -> Any:
     """
     gr = gradio()
 
-    class Upload(gr.Image):
-        """Gradio's image, whose file is left to `opened` to decode."""
-
-        is_template = True  # drawn on the page as gr.Image
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None else payload.path
-
-    picture = Upload(
+    picture = gr.Image(
         label=label, type="filepath", image_mode=None, height=320, buttons=["fullscreen"],
         sources=["upload", "clipboard", "webcam"],
     )  # fmt: skip
+    # the file is left to `opened` to decode; a subclass would make Gradio write a file beside it
+    picture.preprocess = lambda payload: payload and payload.path
     gr.Examples(
         [[str(path)] for path in EXAMPLES], [picture], label="examples", cache_examples=False
     )
     gr.Markdown(f"<small>{LICENCE}</small>")
     return picture
+
+
+def picture_output() -> Any:
+    """Add a picture to look at, to enlarge and to download. Returns it."""
+    return gradio().Image(
+        show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"]
+    )
 
 
 def opened(path: str | None) -> Image.Image:
@@ -64,4 +65,7 @@ def configuration_choice(shared: Shared, label: str, second: bool = False) -> An
     It starts with the first or the second of `shared.pair`.
     """
     names = shared.configurations("normal")
-    return gradio().Dropdown(names, value=shared.pair("normal")[second], label=label)
+    # custom values, as the names depend on the task; `Shared.checkpoint_of` refuses unknown ones
+    return gradio().Dropdown(
+        names, value=shared.pair("normal")[second], label=label, allow_custom_value=True
+    )

@@ -20,6 +20,7 @@ import torch
 from devices import choose_device
 from measuring.demo_networks import Choice, choose_networks
 from measuring.prediction import Predictor, load_predictor
+from other_networks import is_publisher
 from sources import SHIPPED
 from utils import UserError, log, read_job
 
@@ -62,7 +63,7 @@ class Shared:
 
     `models_dir` and `checkpoint` are those of demo.py: what the page shows first. The networks
     shipped with the project, those of the models folder and the runs under results/ can always
-    be chosen. `folder` is removed by `close`.
+    be chosen. `folder` is removed by `close`. Raises UserError if one of the given is not there.
     """
 
     def __init__(
@@ -75,6 +76,11 @@ class Shared:
     ) -> None:
         self.limits = limits or Limits()
         self.models_dir, self.checkpoint = models_dir, checkpoint
+        if models_dir is not None and not Path(models_dir).is_dir():
+            raise UserError(f"no models folder {models_dir}")
+        for entry in checkpoint or ():
+            if not is_publisher(entry) and not Path(entry).exists():
+                raise UserError(f"no checkpoint {entry}")
         self.device = device or choose_device()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
         self.kept: set[Path] = set()
