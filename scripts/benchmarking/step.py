@@ -68,10 +68,10 @@ def alternating(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, function in ways.items():
-            _finish(device)
+            finish(device)
             start = time.perf_counter()
             function()
-            _finish(device)
+            finish(device)
             if round_number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -84,7 +84,8 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
     return f"{middle:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
