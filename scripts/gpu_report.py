@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from devices import choose_device
-from files import check_writable
+from files import check_writable, only_process_in
 from scripts.benchmarking.gpu_data import data_cells, forward_cells
 from scripts.benchmarking.gpu_document import write_document
 from scripts.benchmarking.gpu_runs import cells as run_cells
@@ -100,9 +100,10 @@ def main(
         settings = Settings(folder, device, tiny, torch.cuda.device_count(), visible)
         chosen = [name for name in PARTS if name in (parts or PARTS)]
         check_writable(folder)
-        clear(settings, chosen if again else [])
-        check_same(settings)
-        measure_all(chosen, settings, 60 * minutes, target)
+        with only_process_in(folder):
+            clear(settings, chosen if again else [])
+            check_same(settings)
+            measure_all(chosen, settings, 60 * minutes, target)
     write_report(folder, target)
     print(f"written: {target}")
 

@@ -75,7 +75,8 @@ def state(results: Results) -> str:
         if about := part["about"]:
             line = (
                 f"{about['device']}, driver {about['driver']}, "
-                f"{counted(about['cards'], 'GPU')} in the machine; torch {about['torch']}, Python {about['python']}; {about['date']}; "
+                f"{counted(about['cards'], 'GPU')} in the machine; torch {about['torch']}, "
+                f"Python {about['python']}; {about['date']}; "
                 f"`{about['command']}`"
             )
             lines.setdefault(line, []).append(name)
