@@ -199,7 +199,7 @@ def test_the_whole_command_without_fire_and_visdom(tmp_path):
     )
     report = tmp_path / "gpu.md"
     command = [
-        sys.executable, "-m", "scripts.gpu_report", "--tiny", "--output-dir",
+        sys.executable, "-m", "scripts.gpu_report", "--tiny", "--minutes=200", "--output-dir",
         str(tmp_path / "out"), f"--report={report}",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(blocker)}
