@@ -320,11 +320,15 @@ class VisdomWindows:
 def _connect(env: str, server: str, port: int) -> "Visdom":
     """Return a client that uses a single connection.
 
-    It raises OSError or HTTPException if the server is gone or no longer has a window.
+    It raises OSError or HTTPException if the server is gone or no longer has a window, or if
+    the package `visdom` is not installed.
     """
     connection = HTTPConnection(server, port, timeout=PATIENCE)
     connection.connect()
-    from visdom import Visdom  # slow to import (about 1 s), so only if there is a server
+    try:
+        from visdom import Visdom  # slow to import (about 1 s), so only if there is a server
+    except ImportError:
+        raise HTTPException("the package visdom is not installed") from None
 
     class Client(Visdom):
         def _handle_post(self, url: str, data: str | None = None) -> str:

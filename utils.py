@@ -20,11 +20,15 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import fire
 import numpy as np
 import torch
-from fire.decorators import SetParseFns
 from tqdm import tqdm
+
+try:
+    import fire
+    from fire.decorators import SetParseFns
+except ImportError:  # e.g. on a GPU machine without network: `_texts` reads the arguments then
+    fire = None
 
 ROOT = Path(__file__).resolve().parent
 
@@ -90,7 +94,8 @@ def command_line(main: Callable) -> None:
     """Run `main` with this process's command-line arguments, and exit with its status.
 
     Keyword-only parameters of `main` are flags; the others are positional arguments. Python
-    Fire parses the arguments. This function adds:
+    Fire parses the arguments; where it is not installed, `_texts` reads them alike. This function
+    adds:
 
     - An unknown flag is an error that suggests the closest known flag, before `main` runs.
     - Values are converted according to the type hints of `main`. Strings are not changed.
@@ -144,7 +149,14 @@ def _run(main: Callable, arguments: Sequence[str]) -> None:
     arguments = [_own_spelling(main, argument) for argument in arguments]
     _check_words(main, arguments)
     with logged_to_console(main):
-        fire.Fire(_converting(main), command=list(arguments), serialize=lambda result: None)
+        if fire is None:
+            _converting(main)(**_texts(main, arguments))
+            return
+        parsed_as_text = SetParseFns(**dict.fromkeys(inspect.signature(main).parameters, str))
+        fire.Fire(
+            parsed_as_text(_converting(main)),
+            command=list(arguments), serialize=lambda result: None,
+        )  # fmt: skip
 
 
 def _own_spelling(main: Callable, argument: str) -> str:
@@ -371,8 +383,40 @@ def _check_words(main: Callable, arguments: Sequence[str]) -> None:
             raise UserError(f"{name} is needed (--help says more)")
 
 
+def _texts(main: Callable, arguments: Sequence[str]) -> dict[str, str]:
+    """Return the text of each parameter, from arguments that `_check_words` has accepted.
+
+    As in Fire, a flag without "=" takes the next word, and a switch is "True" if none follows.
+    """
+    parameters = inspect.signature(main).parameters
+    texts, words, queue = {}, list[str](), list(arguments)
+    while queue:
+        token = queue.pop(0)
+        if not _is_flag(token):
+            words.append(token)
+            continue
+        flag, equals, text = token.partition("=")
+        name = flag.lstrip("-").replace("-", "_")
+        if flag[1] != "-":  # -x stands for the only flag that begins with x
+            (name,) = (p for p in parameters if p[0] == name[0])
+        if not equals:
+            text = queue.pop(0) if queue and not _is_flag(queue[0]) else "True"
+        texts[name] = text
+    places = [
+        name for name, p in parameters.items()
+        if p.kind is not p.KEYWORD_ONLY and name not in texts
+    ]  # fmt: skip
+    if words[len(places) :]:
+        raise UserError(f"unexpected word {words[len(places)]!r} (--help lists the flags)")
+    return texts | dict(zip(places, words, strict=False))
+
+
+def _is_flag(token: str) -> bool:
+    return re.match("--|-[a-zA-Z]", token) is not None
+
+
 def _converting(main: Callable) -> Callable:
-    """Wrap `main` for Fire: take every value as a string and convert it by the type hints."""
+    """Wrap `main`: take every value as a string and convert it by the type hints."""
     signature, hints = inspect.signature(main), accepted(main)
 
     def run(*args, **kwargs):
@@ -384,7 +428,7 @@ def _converting(main: Callable) -> Callable:
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__doc__ = main.__doc__
     run.__name__ = Path(sys.argv[0]).stem
-    return SetParseFns(**dict.fromkeys(signature.parameters, str))(run)
+    return run
 
 
 def _converted(name: str, types: set[type], text: str):

@@ -189,6 +189,14 @@ def everything(count):
     }
 
 
+def test_a_server_without_the_package_is_said_and_left_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "visdom", None)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        Logger("x", tmp_path / "log.jsonl", VisdomWindows("env", "127.0.0.1", port)).close()
+    assert "(the package visdom is not installed)" in capsys.readouterr().out
+
+
 def test_windows_are_whole_after_a_server_came_late_was_killed_and_came_back(
     server, tmp_path, capsys
 ):

@@ -104,6 +104,38 @@ def test_what_is_no_number_is_refused(call, text):
         assert (status, printed) == (2, "") and error.startswith(f"error: --{flag} takes a ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["w", "--count", "3", "--rate=2"],
+        ["--names", "a,b", "--loud"],
+        ["--loud", "--word=w", "--path", "12"],
+        ["-c", "3", "-l"],
+        ["-p", "x", "--path=-"],
+        ["--rate", "-1e-4"],
+        ["--count=2", "--count=3"],
+        ["--loud", "False"],
+        ["--path=a=b", "--names=a,b"],
+        ["--count=x"],
+        ["--count=1.5"],
+        ["--loud=yes"],
+        ["--path="],
+        ["fail"],
+    ],
+)
+def test_without_fire_the_arguments_are_read_alike(call, monkeypatch, arguments):
+    with_fire = call(*arguments)
+    monkeypatch.setattr("utils.fire", None)
+    assert call(*arguments) == with_fire
+
+
+def test_without_fire_a_word_too_many_is_refused(call, monkeypatch):
+    monkeypatch.setattr("utils.fire", None)
+    for arguments in (["one", "two"], ["--word=one", "two"], ["--loud", "two"]):
+        status, printed, error = call(*arguments)
+        assert (status, printed) == (2, "") and "'two'" in error
+
+
 @dataclass(frozen=True)
 class Fruit:
     """Fruit.

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmarking.step import Setup
@@ -42,7 +43,7 @@ def modes_table(setup: Setup) -> list[Row]:
     for name, flags in MODES.items():
         if name == "tf32" and setup.device.type != "cuda":
             continue
-        result = _trained(setup, flags)
+        result = trained(setup.config, flags, EPOCHS, STEPS)
         reference = reference or result
         rows.append(
             (name, f"{result['seconds']:.3g}", f"{result['waiting']:.1%}",
@@ -52,13 +53,17 @@ def modes_table(setup: Setup) -> list[Row]:
     return rows
 
 
-def _trained(setup: Setup, flags: list[str]) -> dict:
-    """Train and read the log: curves, and seconds per step after the first epoch."""
+def trained(config: str, flags: Sequence[str], epochs: int, steps: int) -> dict:
+    """Train and read the log: curves, and seconds per step after the first epoch.
+
+    Returns {"loss", "error": curves by epoch, "seconds": a step, "waiting": the share of them
+    spent waiting for data}. Raises UserError if the run fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "train", setup.config, "--k", "2", "--random-select",
-            "--steps-per-epoch", str(STEPS), "--max-epochs", str(EPOCHS), "--quiet",
-            "--results-dir", folder, "--visdom-port", "9", *flags,
+            sys.executable, "-m", "train", config, "--k", "2", "--random-select",
+            "--steps-per-epoch", str(steps), "--max-epochs", str(epochs), "--quiet",
+            "--results-dir", folder, "--visdom-server", "none", *flags,
         ]  # fmt: skip
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if run.returncode:
@@ -71,7 +76,7 @@ def _trained(setup: Setup, flags: list[str]) -> dict:
     return {
         "loss": [r["loss"] for r in records if r.get("split") == "train"],
         "error": [r[direct] for r in records if r.get("split") == "val"],
-        "seconds": seconds / len(times) / STEPS,
+        "seconds": seconds / len(times) / steps,
         "waiting": sum(r["seconds waiting for data"] for r in times) / seconds,
     }
 

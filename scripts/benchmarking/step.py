@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from datasets import Batch
@@ -23,7 +25,7 @@ from label_cache import Budget, LabelCache
 from losses import evaluate_losses
 from measuring.consistency_energy import measure_batch
 from models import load_network, make_optimizer, save_network
-from precision import forward_only
+from precision import forward_only, numerical_precision
 from scripts.benchmarking.published_schedule import PublishedStep
 from tables import Row
 from task_configs import TASKS
@@ -31,6 +33,7 @@ from training.step import Step
 from transfers import TRANSFERS, Scale
 from utils import UserError
 
+Result = TypeVar("Result")
 ALLOWED = 1e-9  # relative difference of the two steps' gradients, in float64
 
 
@@ -64,10 +67,10 @@ def alternating(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, function in ways.items():
-            _finish(device)
+            finish(device)
             start = time.perf_counter()
             function()
-            _finish(device)
+            finish(device)
             if round_number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -80,7 +83,8 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
     return f"{middle:.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -130,6 +134,12 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return math.sqrt(squared_distance / sum(float(g.square().sum()) for g in theirs))
 
 
+def in_fp32(setup: Setup, function: Callable[[], Result]) -> Result:
+    """Call the function in fp32. By default, PyTorch's convolutions on GPUs round to tf32."""
+    with numerical_precision(setup.device):
+        return function()
+
+
 def step_table(setup: Setup) -> list[Row]:
     """Measure the seconds per step, published and ours, for all losses and for two of them.
 
@@ -148,19 +158,19 @@ def step_table(setup: Setup) -> list[Row]:
 
 
 def _compared(setup: Setup, chosen: Sequence[str]) -> Row:
-    float64_difference = _check_gradients(setup, chosen)
+    float64_difference = check_gradients(setup, chosen)
     config, batch = get_config(setup.config), random_batch(setup)
     theirs = PublishedStep(build(setup, yardsticks=True), config)
     ours, cached = (
         own_step(setup, build(setup)),
         own_step(setup, build(setup), LabelCache(Budget(2**34))),
     )
-    expected = theirs(batch, chosen)
+    expected = in_fp32(setup, lambda: theirs(batch, chosen))
     ours(batch, chosen)
     gradient_difference = _difference_of(ours, expected)
     del expected
     functions = {
-        "published": lambda: theirs(batch, chosen),
+        "published": lambda: in_fp32(setup, lambda: theirs(batch, chosen)),
         "ours": lambda: ours(batch, chosen),
         "cached": lambda: cached(batch, chosen),
     }
@@ -174,7 +184,7 @@ def _compared(setup: Setup, chosen: Sequence[str]) -> Row:
     )  # fmt: skip
 
 
-def _check_gradients(setup: Setup, chosen: Sequence[str]) -> float:
+def check_gradients(setup: Setup, chosen: Sequence[str]) -> float:
     """Return the relative difference of both steps' gradients in float64, for two views.
 
     Raises UserError if it exceeds `ALLOWED`. float64 is needed because rounding in float32
@@ -271,19 +281,56 @@ def _memory(device: torch.device) -> float:
 # ---- speed relative to a matrix product ---------------------------------------------
 
 
-class _Operations(TorchDispatchMode):
-    """Counts floating-point operations.
+LAYER_CLASSES = {"convolution": "conv", "GroupNorm": "group_norm", "upsampling": "upsample"}
+REST = "rest"
 
-    PyTorch's own FlopCounterMode fails at gradients of leaves.
+
+def layer_class(operation: str) -> str:
+    """Return the class of layers that an operation of PyTorch belongs to, by its name."""
+    name = operation.lower().replace("groupnorm", "group_norm")
+    return next((title for title, part in LAYER_CLASSES.items() if part in name), REST)
+
+
+class Work(TorchDispatchMode):
+    """Lists the operations within its block: (layer class, floating-point operations, bytes).
+
+    The bytes are those of the tensors that an operation takes and of those that it returns:
+    what has to cross the memory if every operation is a pass of its own. PyTorch's own
+    FlopCounterMode fails at gradients of leaves.
     """
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, int, int]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.total += count(*args, **(kwargs or {}), out_val=result)
+        count = flop_registry.get(func._overloadpacket)
+        flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
+        tensors = tree_leaves((args, kwargs, result)) if _touches_memory(func) else []
+        moved = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+        self.operations.append((layer_class(func._schema.name), flops, moved))
         return result
+
+    @property
+    def flops(self) -> int:
+        return sum(flops for _, flops, _ in self.operations)
+
+    @property
+    def bytes(self) -> int:
+        return sum(moved for _, _, moved in self.operations)
+
+
+def _touches_memory(func) -> bool:
+    """Whether an operation reads or writes values: views and empty tensors do not."""
+    views = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+    return not views and "empty" not in func._schema.name
+
+
+def product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[], Tensor]:
+    """Return a function that multiplies two matrices of `size` × `size` random values."""
+    square = torch.rand(size, size, device=device).to(dtype)
+    return lambda: square @ square
 
 
 def speed_table(setup: Setup) -> list[Row]:
@@ -291,17 +338,14 @@ def speed_table(setup: Setup) -> list[Row]:
     config, batch = get_config(setup.config), random_batch(setup)
     names = perceptual_losses(config)
     step = own_step(setup, build(setup))
-    with _Operations() as counter:
+    with Work() as work:
         step(batch, names)
     size = 8192 if setup.device.type == "cuda" else 2048
     dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
-    square = torch.rand(size, size, device=setup.device, dtype=dtype)
-    seconds = alternating(
-        {"step": lambda: step(batch, names), "product": lambda: square @ square},
-        setup.repeats, setup.device,
-    )  # fmt: skip
+    ways = {"step": lambda: step(batch, names), "product": product(setup.device, dtype, size)}
+    seconds = alternating(ways, setup.repeats, setup.device)
     rate = {
-        "step": counter.total / statistics.median(seconds["step"]),
+        "step": work.flops / statistics.median(seconds["step"]),
         "product": 2 * size**3 / statistics.median(seconds["product"]),
     }
     return [
@@ -318,13 +362,20 @@ def speed_table(setup: Setup) -> list[Row]:
 def forward_table(setup: Setup) -> list[Row]:
     """Measure the images per second of the consistency energy and the demo, both ways."""
     rows: list[Row] = [("work", "published, images/s", "ours, images/s", "times faster")]
-    images = torch.rand(setup.batch_size, 3, *[setup.scale.image_size] * 2, device=setup.device)
-    for name, functions in (("consistency energy", _energy_ways(setup, images)),
-                       ("demo, one network", _demo_ways(setup, images))):  # fmt: skip
-        seconds = alternating(functions, setup.repeats, setup.device)
-        speed = [f"{len(images) / statistics.median(seconds[method]):.3g}" for method in functions]
+    for name in FORWARD:
+        seconds = forward_seconds(setup, name)
+        speed = [f"{setup.batch_size / statistics.median(s):.3g}" for s in seconds.values()]
         rows.append((name, *speed, ratio(seconds["published"], seconds["ours"])))
     return rows
+
+
+def forward_seconds(setup: Setup, name: str) -> dict[str, list[float]]:
+    """Time a work of `FORWARD` on a batch: {"published": seconds, "ours": seconds}."""
+    images = torch.rand(setup.batch_size, 3, *[setup.scale.image_size] * 2, device=setup.device)
+    functions = FORWARD[name](setup, images)
+    published = functions["published"]
+    functions["published"] = lambda: in_fp32(setup, published)
+    return alternating(functions, setup.repeats, setup.device)
 
 
 def _energy_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]]:
@@ -369,3 +420,6 @@ def _demo_ways(setup: Setup, images: Tensor) -> dict[str, Callable[[], object]]:
             network(images)
 
     return {"published": published, "ours": ours}
+
+
+FORWARD = {"consistency energy": _energy_ways, "demo, one network": _demo_ways}
