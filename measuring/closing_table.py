@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets import Batch
 from devices import Ranks
 from energy import loss_of, paths_for
-from graph import TaskGraph
+from graph import Path, TaskGraph
 from label_cache import LabelCache
 from losses import angular_error, evaluate_losses, valid_error
+from measuring.errors import direct_errors
 from tables import text_table
 from task_configs import TASKS
+
+DIRECT = "direct L1 × 100"  # the row of the error against the ground truth
 
 
 @torch.no_grad()
@@ -24,6 +28,7 @@ def measure(
     ranks: Ranks | None = None,
     labels: LabelCache | None = None,
     quiet: bool = True,
+    detailed: bool = False,
 ) -> dict[str, float]:
     """Return mean errors over all views of a reality, or of batches, {row: value}, in this order:
 
@@ -34,36 +39,21 @@ def measure(
     - "… × 100, true" for each perceptual loss whose second domain has labels: the mapped
       prediction against these labels (the paper's evaluation).
 
+    `detailed` adds the measures of the literature after the direct error (see `errors`).
     Each of the `ranks` measures its share of the views. All get the means over all views.
     `labels` caches the frozen networks' outputs on the reality's ground truths. Unless `quiet`,
     a terminal shows a progress bar.
     """
     graph.eval()
-    target = config["paths"]["y^"][-1]
     sums: dict[str, list] = {}
-
-    def add(row: str, values) -> None:
-        sums.setdefault(row, []).append(values)
-
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
     paths |= paths_for(config, perceptual)
     bar = tqdm(reality, unit="batch", desc="measuring", leave=False, disable=quiet or None)
     for batch in bar:
         known = labels.frozen_values(graph, paths, batch) if labels else {}
-        values = graph.sample(paths, batch, known)
-        prediction, truth = values["n(x)"], values["y^"]
-        mask = TASKS[target].mask(truth)
-        add("direct L1 × 100", 100 * valid_error(prediction, truth, mask))
-        if target == "normal":
-            add("angular error (°)", angular_error(prediction, truth, mask))
-        for name, loss in evaluate_losses(config, perceptual, values).items():
-            add(f"{name} × 100, predicted", 100 * loss)
-        for name in perceptual:
-            domain, pairs = loss_of(config, name)[2:]
-            if domain in batch:
-                mapped, second = values[pairs[0][0]], batch[domain]
-                error = valid_error(mapped, second, TASKS[domain].mask(second))
-                add(f"{name} × 100, true", 100 * error)
+        errors = image_errors(graph, config, perceptual, batch, known, detailed)
+        for row, values in errors.items():
+            sums.setdefault(row, []).append(values)
     local = {row: torch.cat(values).cpu() for row, values in sums.items()}
     per_rank = (ranks or Ranks()).gathered(local)
     rows = dict.fromkeys(row for part in per_rank for row in part)
@@ -71,6 +61,41 @@ def measure(
         row: float(torch.cat([part[row] for part in per_rank if row in part]).nanmean())
         for row in rows
     }
+
+
+@torch.no_grad()
+def image_errors(
+    graph: TaskGraph,
+    config: Mapping,
+    perceptual: Sequence[str],
+    batch: Batch | Mapping[str, Tensor],
+    known: Mapping[Path, Tensor] | None = None,
+    detailed: bool = False,
+) -> dict[str, Tensor]:
+    """Return the errors of each image of a batch, {row: (B,)}: the rows of `measure`.
+
+    `known` are values of paths that were computed before. `detailed` adds the rows of
+    `errors.direct_errors` after those of the direct error.
+    """
+    paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
+    values = graph.sample(paths | paths_for(config, perceptual), batch, known)
+    prediction, truth = values["n(x)"], values["y^"]
+    target = config["paths"]["y^"][-1]
+    mask = TASKS[target].mask(truth)
+    rows = {DIRECT: 100 * valid_error(prediction, truth, mask)}
+    if target == "normal":
+        rows["angular error (°)"] = angular_error(prediction, truth, mask)
+    if detailed:
+        rows |= direct_errors(target, prediction, truth, mask)
+    for name, loss in evaluate_losses(config, perceptual, values).items():
+        rows[f"{name} × 100, predicted"] = 100 * loss
+    for name in perceptual:
+        domain, pairs = loss_of(config, name)[2:]
+        if domain in batch:
+            mapped, second = values[pairs[0][0]], batch[domain]
+            error = valid_error(mapped, second, TASKS[domain].mask(second))
+            rows[f"{name} × 100, true"] = 100 * error
+    return rows
 
 
 def table(columns: Mapping[str, Mapping[str, float]], views: str = "held-out views") -> str:
