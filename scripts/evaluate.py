@@ -117,13 +117,12 @@ def main(
     if comparison.seed < 0:
         raise UserError(f"`seed` has to be 0 or more, not {comparison.seed}")
     shift = parse_shift(comparison.shift) if comparison.shift else CLEAN
-    add_layouts(labelled.layouts)
     job, entries = read_job(), [str(entry) for entry in checkpoint or VARIANTS]
+    add_layouts(labelled.layouts)
     task = chosen_task(comparison.task, entries)
     config = get_config(f"multiperceptual_{task}")
     losses = perceptual_of(config, comparison.perceptual)
 
-    # ---- networks, views, results ----
     sources = settle_measuring(
         job, labelled.data_dirs, networks.models_dir, networks.scale, quiet=networks.quiet
     )

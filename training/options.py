@@ -10,6 +10,7 @@ from energy import (
     energy_configs,
     get_config,
     loss_name,
+    on_predictions,
     paths_for,
     perceptual_losses,
 )
@@ -65,6 +66,9 @@ class NetworkOptions:
             omnidata (its U-Net for normals, which scripts.download fetches).
         network: FILE.py:FUNCTION, a function of your own that builds the network to train, in
             place of the table's (docs/extending.md). --resume needs it again.
+        on_predictions: train a transfer between domains on what rgb → its first domain predicts,
+            instead of on that domain's labels, by L1; it starts from the transfer's own
+            checkpoint (docs/evaluation.md).
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
         no_imagenet: leave out the loss that needs the ImageNet network.
@@ -80,6 +84,7 @@ class NetworkOptions:
     levels: int | None = None
     init: str | None = None
     network: str | None = None
+    on_predictions: bool = False
     strict: bool = False
     no_imagenet: bool = False
     install: bool = False
@@ -241,12 +246,18 @@ class Objective:
     @property
     def transfer(self) -> Transfer:
         """The row of the network that trains: of the transfer table, or the user's own."""
-        return self.backbone or TRANSFERS[self.config["paths"]["n(x)"]]
+        return self.backbone or TRANSFERS[self.config["paths"]["n(x)"][-2:]]
+
+    @property
+    def predictor(self) -> Transfer | None:
+        """The row of the frozen network whose predictions are trained on, or None: labels are."""
+        path = self.config["paths"]["n(x)"]
+        return TRANSFERS[path[:2]] if len(path) == 3 else None
 
     @property
     def squared(self) -> bool:
-        """Whether errors are squared: for transfers from domains other than rgb, as published."""
-        return self.row is not None and self.row.source != "rgb"
+        """Whether errors are squared: for transfers from other domains' labels, as published."""
+        return self.row is not None and self.config["paths"]["n(x)"][0] != "rgb"
 
 
 def objective_of(options: Options) -> Objective:
@@ -257,15 +268,17 @@ def objective_of(options: Options) -> Objective:
     config = find_config(options.config)
     assert options.config is not None  # find_config raises
     row = transfer_by_name(options.config)
+    if predicted := options.networks.on_predictions:
+        config = _config_on_predictions(options.config, row)
     losses, network = options.losses, options.networks.network
-    own = backbone(network, TRANSFERS[config["paths"]["n(x)"]]) if network else None
+    own = backbone(network, TRANSFERS[config["paths"]["n(x)"][-2:]]) if network else None
     return Objective(
         options.config,
         config,
         row,
         tuple(restricted(config, losses.perceptual, options.networks.no_imagenet)),
         not losses.random_select and losses.mode == "winrate" and losses.k != 0,
-        options.networks.init or ("scratch" if row or own else "baseline"),
+        options.networks.init or ("scratch" if own or row and not predicted else "baseline"),
         own,
     )
 
@@ -295,6 +308,16 @@ def find_config(name: str | None) -> Mapping:
     if name not in trainable:
         raise UserError(f"{name} measures and does not train: see python -m scripts.energy_calc")
     return get_config(name)
+
+
+def _config_on_predictions(name: str, row: Transfer | None) -> Mapping:
+    """Return the configuration that trains the transfer called `name` on predictions."""
+    if row is None or ("rgb", row.source) not in TRANSFERS:
+        raise UserError(
+            f"`on_predictions` is for a transfer between domains that are predicted from rgb, "
+            f"such as depth_zbuffer2normal, not {name}"
+        )
+    return on_predictions(*row.edge)
 
 
 def restricted(
@@ -357,6 +380,8 @@ def defaults_for(objective: Objective, embedded: bool, fast: bool) -> Defaults:
     schedule = "cosine" if edge else "constant"
     if not embedded:
         return Defaults(800, 4 if fast else 64, 4e-4 if scratch else 3e-5, schedule)
+    if objective.predictor:
+        return Defaults(10, 16, 2e-3 if scratch else 1e-3, schedule)
     return Defaults(40 if edge else 10, 16, 2e-3 if scratch else 3e-4, schedule)
 
 
