@@ -448,7 +448,9 @@ def _evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) 
                                  buildings=names))  # fmt: skip
         steps += [measure(f"{shift.replace(':', '_')}_{target}", folders=test, shift=shift)
                   for shift in size.shifts]  # fmt: skip
-        stages.append(Stage(f"evaluation/{target}", ("test_rooms",), tuple(steps)))
+        # with more seeds, they are measured again, into the same folders
+        again = tuple(replace(step, key=f"{step.key}_{seeds}") for step in steps)
+        stages.append(Stage(f"evaluation/{target}/{seeds}", ("test_rooms",), again))
     target, steps = size.targets[0], []
     for share in size.fractions:
         networks = {"baseline": Made(fraction_key("baseline", share), best=True)}

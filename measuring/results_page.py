@@ -158,9 +158,14 @@ def _target(places: Places, size: Size, target: str) -> str:
         return f"{title}\n\n{NOT_MEASURED}"
     errors, buildings = read
     groups = by_method(errors)
-    head = ["error", *groups]
-    rows = [[row, *(_mean_text(runs, row) for runs in groups.values())]
-            for row in next(iter(errors.values()))]  # fmt: skip
+    pair = [groups.get(name) for name in ("without", "consistency")]
+    head = ["error", *groups, *(["consistency against without"] if all(pair) else [])]
+    rows = []
+    for row in next(iter(errors.values())):
+        rows.append([row, *(_mean_text(runs, row) for runs in groups.values())])
+        if pair[0] and pair[1]:
+            change = mean_change(pair[0], pair[1], [row], buildings, size.resamples)
+            rows[-1].append(change_text(change))
     parts = [title, markdown_table(head, rows)]
     changes = []
     for place, key in {"test rooms": "test", **{k: k for k in OTHER_SETS}}.items():

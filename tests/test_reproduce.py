@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import scripts.reproduce as program
+import scripts.train_edges as train_edges
 from measuring.closing_table import DIRECT
 from measuring.reproduction import (
-    DOMAINS,
     EQUAL_TIME,
     OTHER_SETS,
     SCALES,
@@ -29,7 +29,7 @@ from measuring.reproduction import (
 from measuring.results_page import mean_change, write_page
 from tables import write_csv
 from training.options import find_config
-from utils import UserError, accepted
+from utils import UserError, accepted, as_arguments
 
 TINY = SCALES["tiny"]
 TESTS = ("evaluation", "energy")  # the groups of stages that read test views
@@ -97,6 +97,15 @@ def test_a_method_that_is_not_there_is_not_in_the_plan(tmp_path):
     assert name in keys(lambda config: True)
     left = keys(lambda config: not config.startswith("random_perceptual"))
     assert name not in left and trained_key("consistency", "normal", 0) in left
+
+
+def test_more_seeds_are_trained_and_measured_again(tmp_path):
+    one, two = ({step.key: step for stage in plan(TINY, tmp_path, n) for step in stage.steps}
+                for n in (1, 2))  # fmt: skip
+    new = set(two) - set(one)
+    assert {trained_key(m, "normal", 1) for m in ("consistency", "without", EQUAL_TIME)} <= new
+    assert {"test_normal_2", "blur_2_normal_2"} <= new and "rooms_plain" not in new
+    assert two["test_normal_2"].flags["output_dir"] == one["test_normal_1"].flags["output_dir"]
 
 
 def test_equal_time_is_measured(tmp_path):
@@ -291,6 +300,8 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     write_page(page, tmp_path / "work", "tiny", 2, stages)
     text = page.read_text(encoding="utf-8")
     assert "| test rooms | without | -10.0 % [-10.0, -10.0] | -10.0 % [-10.0, -10.0] |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| percep_curv × 100, true"))
+    assert row.endswith("| -10.0 % [-10.0, -10.0] |")
     assert "| 50 % |" in text and "-20.0 % [-20.0, -20.0]" in text
     assert "| predictions | 0.600 [0.50, 0.70] | 0.600 [0.50, 0.70] |" in text
     assert "the networks trained on predictions are chosen" in text
@@ -319,15 +330,33 @@ def test_the_mean_change_weighs_every_error_alike():
 
 
 @pytest.mark.slow
-def test_from_nothing_to_the_report(tmp_path):
-    """The tiny scale end to end, in real processes, in a folder with a space in its name."""
-    folder, page = tmp_path / "all of it", tmp_path / "page" / "results.md"
-    command = ["-m", "scripts.reproduce", "--scale=tiny", f"--output-dir={folder}",
-               f"--report={page}"]  # fmt: skip
-    program.run([sys.executable, *command], tmp_path / "log", "reproduce")
+def test_from_nothing_to_the_report(run, tmp_path, monkeypatch):
+    """The tiny scale end to end, in a folder with a space in its name.
+
+    Every command runs through its program's command line, in this process.
+    """
+    folder = tmp_path / "all of it"
+
+    def call(module, words):
+        status, said, _ = run(*words, program=module, defaults=False)
+        assert status == 0, f"{module} {words}: {said}"
+
+    def run_here(command, log_file, name):
+        call(command[2], command[3:])
+
+    def train_here(trainer, transfer, flags):
+        call(trainer, [transfer, *as_arguments({**flags, "visdom_server": "none"})])
+        return 0
+
+    monkeypatch.setattr(program, "run", run_here)
+    monkeypatch.setattr(train_edges, "_run", train_here)
+    page, count = folder / "page" / "results.md", len(plan(TINY, folder, 1))
+    program.main(scale="tiny", output_dir=str(folder), report=str(page))
     text = page.read_text(encoding="utf-8")
-    count = len(plan(TINY, folder, 1))
     assert f"{count} of {count} stages are done" in text
-    assert f"rgb2{DOMAINS['normal']}" in text and (page.parent / "results" / "auc.png").is_file()
-    program.run([sys.executable, *command], tmp_path / "again", "reproduce")
-    assert (tmp_path / "again").read_text().count("done before") == count
+    for word in ("test rooms | without |", "| 50 % |", "other_camera | 2 |", "are chosen"):
+        assert word in text, word
+    assert "random_perceptual" not in text or program.is_trainable("random_perceptual_normal")
+    assert (page.parent / "results" / "auc.png").is_file()
+    monkeypatch.setattr(program, "run", None)  # nothing is run again
+    program.main(scale="tiny", output_dir=str(folder), report=str(page))
