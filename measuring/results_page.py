@@ -25,7 +25,7 @@ from measuring.reproduction import (
 )
 from measuring.statistics import Difference, Values, paired_difference, pearson
 from tables import markdown_table, read_csv
-from utils import UserError, duration
+from utils import UserError, as_arguments, duration
 
 NOT_MEASURED = "not measured"
 Images = dict[str, dict[str, Values]]  # {network: {error: (N,)}}
@@ -127,9 +127,10 @@ def _head(folder: Path, scale: str, size: Size, seeds: int, stages: Sequence[Sta
         f"torch {m['hardware']['torch']}" for m in marks
     )  # fmt: skip
     seconds = sum(mark["seconds"] for mark in marks)
+    flags = " ".join(as_arguments({"scale": scale, "seeds": seeds}))
     lines = [
         "# Results",
-        f"Written by `python -m scripts.reproduce --scale {scale} --seeds {seeds}`, which makes "
+        f"Written by `python -m scripts.reproduce {flags}`, which makes "
         f"everything from nothing. {len(marks)} of {len(stages)} stages are done"
         + (f", from {dates[0]} to {dates[-1]}, in {duration(seconds)}." if marks else "."),
         f"Hardware: {'; '.join(machines) or NOT_MEASURED}.",
