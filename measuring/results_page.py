@@ -103,6 +103,9 @@ def mean_change(
 ) -> Difference:  # fmt: skip
     """Return the change of the mean of several errors, each in units of its mean of `first`."""
     bases = {row: np.nanmean(over_seeds(first, row)) for row in rows}
+    bases = {row: base for row, base in bases.items() if base > 0}  # of 0 there is no per cent
+    if not bases:
+        return Difference(*[float("nan")] * len(Difference._fields))
     one, two = (np.mean([over_seeds(runs, row) / base for row, base in bases.items()], axis=0)
                 for runs in (first, second))  # fmt: skip
     return paired_difference(one, two, buildings, resamples)
