@@ -433,6 +433,7 @@ def evaluate(
     subset_size: int | None = None,
     batch_size: int = 16,
     device: str | torch.device | None = None,
+    detailed: bool = False,
 ) -> dict[str, float]:
     """Return the errors of a network rgb → target, as in the closing table of a training run.
 
@@ -445,7 +446,9 @@ def evaluate(
 
     The rows are "direct L1 × 100", for normals "angular error (°)", and for each domain
     "percep_… × 100, predicted", the perceptual loss, and "…, true", the error against the
-    domain's own labels. Raises UserError if data or networks are missing or do not fit.
+    domain's own labels. `detailed` adds the measures of the literature, such as "median angle
+    (°)" and "RMSE (m)" (measuring/errors.py). Raises UserError if data or networks are missing or
+    do not fit.
     """
     check_positive(batch_size=batch_size, subset_size=subset_size)
     name, config = _config_of(target)
@@ -475,7 +478,7 @@ def evaluate(
         given = cast(Iterable[Mapping[str, Tensor]], data)
         batches = (Batch({n: values.to(where) for n, values in b.items()}) for b in given)
     with _in_eval_mode(module):
-        errors = measure(whole, config, losses, batches)
+        errors = measure(whole, config, losses, batches, detailed=detailed)
     if not errors:
         raise UserError("`data` holds no batch")
     return errors

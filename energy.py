@@ -201,6 +201,14 @@ def direct_only(source: str, target: str) -> dict:
     }
 
 
+def on_predictions(source: str, target: str) -> dict:
+    """Build the configuration that trains source → target on what rgb → `source` predicts."""
+    path = ("rgb", source, target)
+    config = direct_only(source, target)
+    paths = {"x": ("rgb",), "y^": (target,), "n(x)": path}
+    return config | {"paths": paths, "freeze_list": [("rgb", source)]}
+
+
 def _multiperceptual(target: str, first: str, second: str, more_plots: Sequence[str] = ()) -> dict:
     start = ("principal_curvature", "sobel_edges", first, second)
     end = ("edge_occlusion", "imagenet")

@@ -1,4 +1,4 @@
-"""Cache of the frozen networks' outputs on ground-truth labels.
+"""Cache of the frozen networks' outputs on ground-truth labels, and on images.
 
 Without augmentation, a view's labels never change, so each output is computed only once.
 """
@@ -29,7 +29,7 @@ class Budget:
 
 
 class LabelCache:
-    """Caches the values (C, S, S) of paths from ground truths, by path and view.
+    """Caches the values (C, S, S) of paths from files, by path and view.
 
     A cache serves one data set. Values stay on the device that computed them. Those that do
     not fit into the budget are computed again each time.
@@ -42,9 +42,12 @@ class LabelCache:
     def frozen_values(
         self, graph: TaskGraph, paths: Mapping[str, Sequence[str]], batch: Batch
     ) -> dict[Path, Tensor]:
-        """`values` of those paths that do not pass through the graph's target network first."""
-        target = graph.target_edge or ()
-        frozen = {n: tuple(p) for n, p in paths.items() if tuple(p[: len(target)]) != target}
+        """`values` of the paths, each up to where it passes through the graph's target network."""
+        frozen = {}
+        for name, path in paths.items():
+            edges = list(zip(path, path[1:], strict=False))
+            end = edges.index(graph.target_edge) + 1 if graph.target_edge in edges else len(path)
+            frozen[name] = tuple(path[:end])
         return self.values(graph, frozen, batch)
 
     @torch.no_grad()

@@ -65,14 +65,21 @@ def valid_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return error / mask.expand_as(prediction).sum(dim=(1, 2, 3))
 
 
+def angles(first: Tensor, second: Tensor) -> Tensor:
+    """Return the angle in degrees between encoded normals at each pixel: (B, H, W).
+
+    `first` and `second` are (B, 3, H, W) in [0, 1], which encodes normals in [−1, 1].
+    """
+    first, second = 2 * first - 1, 2 * second - 1
+    # atan2 is accurate at small angles, where arccos is not
+    sine = torch.linalg.vector_norm(torch.linalg.cross(first, second, dim=1), dim=1)
+    return torch.rad2deg(torch.atan2(sine, (first * second).sum(dim=1)))
+
+
 def angular_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean angle in degrees between encoded normals over valid pixels: (B,).
 
     `prediction` and `target` are (B, 3, H, W) in [0, 1], which encodes normals in [−1, 1].
     """
-    first, second = 2 * prediction - 1, 2 * target - 1
-    # atan2 is accurate at small angles, where arccos is not
-    sine = torch.linalg.vector_norm(torch.linalg.cross(first, second, dim=1), dim=1)
-    angle = torch.rad2deg(torch.atan2(sine, (first * second).sum(dim=1)))
     valid = mask[:, 0]
-    return (angle * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
+    return (angles(prediction, target) * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))

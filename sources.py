@@ -143,6 +143,10 @@ class Sources:
         """Return the transfer's checkpoint in the first models folder that has it, or None."""
         return find_file(self.models_dirs, [transfer.checkpoint])
 
+    def consistent(self, transfer: Transfer) -> Path | None:
+        """Return the checkpoint trained with consistency, if the transfer has one, or None."""
+        return find_variant(self.models_dirs, transfer.target) if has_variants(transfer) else None
+
     def checkpoint(self, transfer: Transfer, needed_by: str = "") -> Path:
         """Return the transfer's checkpoint.
 

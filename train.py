@@ -19,6 +19,7 @@ import torchvision
 
 from datasets import Reality
 from devices import Ranks, free_memory, start_ranks, stop_ranks
+from files import sha256
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
@@ -407,6 +408,7 @@ def describe(
         "models": [str(folder) for folder in sources.models_dirs],
         **sources.scale.record(),
         **(own.record() if own else {}),
+        **on_predictions_of(objective, files),
         "left_out": [name for name in objective.perceptual if name not in losses],
         "views": {name: len(part.views) for name, part in parts.items()},
         "inputs": ranks.from_first(inputs_of(files, parts, own) if ranks.first else None),
@@ -416,6 +418,15 @@ def describe(
             "torchvision": torchvision.__version__,
         },
     }
+
+
+def on_predictions_of(objective: Objective, files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the record of whose predictions a network is trained on, for its checkpoint too."""
+    if objective.predictor is None:
+        return {}
+    file = files.get(objective.predictor.name)
+    name = objective.predictor.name
+    return {"on_predictions": f"{name}, {file.name}, SHA-256 {sha256(file)}" if file else name}
 
 
 def conclude(

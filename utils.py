@@ -147,7 +147,7 @@ def _run(main: Callable, arguments: Sequence[str]) -> None:
         print(help_text(main, f"-m {spec.name}" if spec else Path(sys.argv[0]).name))
         return
     arguments = [_own_spelling(main, argument) for argument in arguments]
-    _check_words(main, arguments)
+    arguments = _check_words(main, arguments)
     with logged_to_console(main):
         if fire is None:
             _converting(main)(**_texts(main, arguments))
@@ -306,7 +306,7 @@ def help_text(main: Callable, program: str) -> str:
         also = [_flag(a) for a, own in getattr(main, "aliases", {}).items() if own == name]
         text += f" Also {' or '.join(also)}." if also else ""
         if parameter.kind is not parameter.KEYWORD_ONLY:
-            words.append((name, text))
+            words.append((f"{name} …" if list in hints[name] else name, text))
         else:
             flags.append((f"{_flag(name)}{_value_name(name, hints[name])}", text))
     usage = " ".join(["usage: python", program, *(f"[{word}]" for word, _ in words), "[flags]"])
@@ -348,22 +348,31 @@ def _value_name(name: str, types: set[type]) -> str:
     return " N" if types & {int, float} else f" {name.split('_')[-1].upper()}"
 
 
-def _check_words(main: Callable, arguments: Sequence[str]) -> None:
-    """Raise UserError for arguments that `main` does not accept, and for missing ones."""
+def _check_words(main: Callable, arguments: Sequence[str]) -> list[str]:
+    """Raise UserError for arguments that `main` does not accept, and for missing ones.
+
+    Returns the arguments. The words of a positional parameter that is a list, which takes all
+    of them, are joined by commas to one.
+    """
     hints, parameters = accepted(main), inspect.signature(main).parameters
     flags = {_flag(name): p for name, p in parameters.items()}
     words = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
     missing = {flag for flag, p in flags.items() if p.default is p.empty}
-    queue = list(arguments)
+    queue, entries, others = list(arguments), [], []
     while queue:
         token = queue.pop(0)
+        others.append(token)
         matches = [flag for flag in flags if token.partition("=")[0] == flag[1:3]]
         if len(matches) == 1:  # Fire accepts -x for the only flag that begins with x
             token = matches[0] + token[2:]
         if not token.startswith("--"):
             if not words:
                 raise UserError(f"unexpected word {token!r}: the flags are {', '.join(flags)}")
-            missing.discard(_flag(words.pop(0).name))
+            missing.discard(_flag(words[0].name))
+            if list in hints[words[0].name]:
+                entries.append(others.pop())
+            else:
+                words.pop(0)
             continue
         flag, equals, _ = token.partition("=")
         flag = flag.replace("_", "-")
@@ -374,13 +383,16 @@ def _check_words(main: Callable, arguments: Sequence[str]) -> None:
         if bool in types:
             takes_value = str in types  # a switch of type bool | str may have a value
             if queue and (queue[0] in ("True", "False") or takes_value and queue[0][:2] != "--"):
-                queue.pop(0)
-        elif not equals and (not queue or queue.pop(0).startswith("--")):
-            raise UserError(f"{flag} needs a value")
+                others.append(queue.pop(0))
+        elif not equals:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            others.append(queue.pop(0))
     for flag, parameter in flags.items():
         if flag in missing:
             name = flag if parameter.kind is parameter.KEYWORD_ONLY else parameter.name
             raise UserError(f"{name} is needed (--help says more)")
+    return [*([",".join(entries)] if entries else []), *others]
 
 
 def _texts(main: Callable, arguments: Sequence[str]) -> dict[str, str]:

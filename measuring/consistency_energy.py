@@ -20,7 +20,7 @@ from measuring.image_files import ImageFiles
 from measuring.statistics import Table, make_table
 from models import load_network
 from precision import forward_only
-from sources import Sources, checkpoint_names, find_variant, has_variants
+from sources import Sources, checkpoint_names, has_variants
 from tables import read_csv
 from task_configs import get_task
 from transfers import Edge, Scale, Transfer, get_transfer
@@ -51,7 +51,7 @@ def energy_graph(
     for transfer in _transfers(name, sources, losses):
         if transfer.edge in networks:
             continue
-        path = _consistent(transfer, sources)
+        path = sources.consistent(transfer)
         if path is None:
             networks[transfer.edge] = sources.network(transfer, name)
             if has_variants(transfer):
@@ -75,7 +75,7 @@ def network_digests(
     given = given or {}
     files = {
         transfer.name: given.get(transfer.edge)
-        or _consistent(transfer, sources)
+        or sources.consistent(transfer)
         or sources.find(transfer)
         for transfer in _transfers(name, sources)
         if transfer.checkpoint
@@ -90,11 +90,6 @@ def _transfers(
     config = get_config(name)
     for edge in edges_of(paths_for(config, losses or list(config["losses"]))):
         yield get_transfer(*edge, sources.models_dirs[0])
-
-
-def _consistent(transfer: Transfer, sources: Sources) -> Path | None:
-    """Return the checkpoint that was trained with consistency, if the transfer has one."""
-    return find_variant(sources.models_dirs, transfer.target) if has_variants(transfer) else None
 
 
 def measure_batch(

@@ -16,6 +16,7 @@ from measuring.image_files import ImageFiles
 from measuring.statistics import Table, make_table, roc_auc, standardised, statistics
 from pictures import to_image
 from precision import forward_only
+from utils import UserError, nearest
 
 CLEAN = ("clean", 0.0)
 Shift = tuple[str, float]  # (kind of corruption, its level)
@@ -51,11 +52,38 @@ def darkened(image: Image.Image, level: float, rng: np.random.Generator) -> Imag
 
 
 SHIFTS: dict[str, tuple[Callable, tuple[float, ...]]] = {
-    "blur (σ)": (blurred, (1, 2, 4)),
-    "JPEG (quality)": (compressed, (95, 50, 20, 8)),
-    "noise (σ)": (noisy, (0.05, 0.1, 0.2)),
-    "darkening (factor)": (darkened, (0.6, 0.35, 0.15)),
+    "blur (σ)": (blurred, (0.5, 1, 1.5, 2, 4)),
+    "JPEG (quality)": (compressed, (95, 50, 20, 10, 5)),
+    "noise (σ)": (noisy, (0.025, 0.05, 0.1, 0.15, 0.2)),
+    "darkening (factor)": (darkened, (0.8, 0.6, 0.35, 0.2, 0.1)),
 }
+# the least and the largest level of each
+BOUNDS = {
+    "blur (σ)": (0.0, 64.0), "JPEG (quality)": (1.0, 100.0), "noise (σ)": (0.0, 1.0),
+    "darkening (factor)": (0.0, 1.0),
+}  # fmt: skip
+
+
+def parse_shift(text: str) -> Shift:
+    """Return the shift that a text such as "blur:2" names, its kind and its level.
+
+    The kinds are blur, jpeg, noise and darkening. Raises UserError for anything else.
+    """
+    kinds = {kind.split()[0].lower(): kind for kind in SHIFTS}
+    name, _, number = text.partition(":")
+    known = ", ".join(f"{short}:{SHIFTS[kind][1][2]:g}" for short, kind in kinds.items())
+    if name.lower() not in kinds:
+        raise UserError(f"`shift` is a kind and a level, such as {known}, not {text!r}"
+                        f"{nearest(name, kinds)}")  # fmt: skip
+    kind = kinds[name.lower()]
+    low, high = BOUNDS[kind]
+    try:
+        level = float(number)
+    except ValueError:
+        level = float("nan")
+    if not low <= level <= high:
+        raise UserError(f"`shift` {name} has a level from {low:g} to {high:g}, not {number!r}")
+    return kind, level
 
 
 def shifted(images: Tensor, shift: Shift, first: int) -> Tensor:

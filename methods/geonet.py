@@ -9,14 +9,14 @@ from methods.direct import DirectStep
 from methods.interface import Beginning, Setup
 from models import load_network, unwrapped
 from modules.geonet import GeoNet
-from rooms.camera import FIELDS_OF_VIEW
+from rooms.variants import VIEW_ANGLES
 from sources import Sources
 from transfers import TRANSFERS, Scale, Transfer
 from utils import UserError
 
 DOMAINS = "normal", "depth_zbuffer"
 # Each room's view has an angle of its own, of which the network knows the middle.
-ROOMS_ANGLE = sum(FIELDS_OF_VIEW) / 2
+ROOMS_ANGLE = sum(VIEW_ANGLES) / 2
 LIMITS = 10.0, 150.0  # degrees
 
 

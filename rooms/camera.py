@@ -6,13 +6,21 @@ import numpy as np
 
 from .render import HOLE, Camera, Renderer, look
 from .scene import Scene
+from .variants import VIEW_ANGLES
 
-FIELDS_OF_VIEW = (48, 82)  # degrees; each camera has one of these, all equally likely
 HOLE_SHARE = (0.01, 0.10)  # allowed share of hole pixels in a view with holes
 
 
-def propose(scene: Scene, rng: np.random.Generator) -> Camera:
-    """Return a random camera in the room, directed at a random target."""
+def propose(
+    scene: Scene,
+    rng: np.random.Generator,
+    angles: tuple[float, float] = VIEW_ANGLES,
+    roll: float = 0.025,
+) -> Camera:
+    """Return a random camera in the room, directed at a random target.
+
+    Its view angle is within ``angles`` (degrees), and ``roll`` is the spread of its roll (radians).
+    """
     margin = 0.35
     low, high = np.full(3, margin), scene.size - margin
     position = rng.uniform(low, high)
@@ -28,8 +36,8 @@ def propose(scene: Scene, rng: np.random.Generator) -> Camera:
     yaw = np.arctan2(direction[1], direction[0]) + rng.normal(0, 0.1)
     pitch = np.clip(np.arctan2(direction[2], np.hypot(*direction[:2])), -0.6, 0.2) * 0.6
     pitch += rng.normal(-0.06, 0.1)
-    angle = np.radians(rng.uniform(*FIELDS_OF_VIEW))
-    return look(position, yaw, pitch, rng.normal(0, 0.025), angle)
+    angle = np.radians(rng.uniform(*angles))
+    return look(position, yaw, pitch, rng.normal(0, roll), angle)
 
 
 def hole_share_fits(share: float, tolerance: float = 1.0) -> bool:
@@ -37,7 +45,13 @@ def hole_share_fits(share: float, tolerance: float = 1.0) -> bool:
     return share == 0 or HOLE_SHARE[0] * tolerance <= share <= HOLE_SHARE[1] / tolerance
 
 
-def choose_camera(scene: Scene, rng: np.random.Generator, tries: int = 40) -> Camera:
+def choose_camera(
+    scene: Scene,
+    rng: np.random.Generator,
+    tries: int = 40,
+    angles: tuple[float, float] = VIEW_ANGLES,
+    roll: float = 0.025,
+) -> Camera:
     """Return the first proposed camera that is outside furniture and has an unobstructed view.
 
     In rooms with holes, views in which holes cover 1-10 % are preferred. Views are checked on a
@@ -47,7 +61,7 @@ def choose_camera(scene: Scene, rng: np.random.Generator, tries: int = 40) -> Ca
     y, x = (a.reshape(-1) for a in np.mgrid[:grid, :grid])
     wants_hole = scene.has_holes and rng.random() < 0.9
     for attempt in range(tries * 4):
-        camera = propose(scene, rng)
+        camera = propose(scene, rng, angles, roll)
         offset = np.einsum("nij,nj->ni", scene.axes, camera.position - scene.centre)
         if (np.abs(offset) < scene.half + 0.2).all(1).any():
             continue

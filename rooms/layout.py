@@ -7,8 +7,9 @@ from zlib import crc32
 
 import numpy as np
 
-from . import decor, furniture
+from . import decor, furniture, other_pieces
 from .scene import Builder, Light, Opening, Scene, hsv
+from .variants import DEFAULT, Variant, add_obstacles, enrich_walls, open_sky
 
 # piece: (function, width range, depth range, weight, tall enough to cover a window)
 WALL_PIECES = (
@@ -39,20 +40,25 @@ SHARE_WITH_HOLES = 0.35  # share of rooms with holes; nearly all of their views 
 
 
 @lru_cache(maxsize=2)  # the views of a room are rendered one after another
-def make_scene(seed: int, building: str, point: int) -> Scene:
+def make_scene(seed: int, building: str, point: int, variant: Variant = DEFAULT) -> Scene:
     """Create the room ``point`` of a building. The result depends only on the arguments."""
     code = crc32(building.encode())
     style = np.random.default_rng(np.random.SeedSequence((seed, code)))
     rng = np.random.default_rng(np.random.SeedSequence((seed, code, 1, point)))
+    extra = np.random.default_rng(np.random.SeedSequence((seed, code, 3, point)))  # of variants
     b = Builder(rng)
     size = np.array([rng.uniform(2.8, 7.5), rng.uniform(2.8, 9.0), rng.uniform(2.3, 3.4)])
     holes = bool(rng.random() < SHARE_WITH_HOLES)
     walls = Walls(size, rng)
     shell = shell_materials(b, style)
+    if variant.hard:
+        shell = enrich_walls(b, shell, extra)
     day = rng.random() < 0.7
     openings = make_openings(b, walls, holes, day)
     clutter = rng.choice([0.12, 0.5, 0.8, 1.0, 1.3], p=[0.14, 0.2, 0.26, 0.25, 0.15])
-    furnish(b, walls, clutter)
+    furnish(b, walls, clutter, variant.set == "other_furniture")
+    if variant.hard:
+        add_obstacles(b, walls, extra)
     lights = make_lights(b, size, openings, day)
     # Stray light: dim in rooms lit by lamps alone, tinted by the walls.
     wall = b.materials[shell[0]][0][0]
@@ -61,9 +67,12 @@ def make_scene(seed: int, building: str, point: int) -> Scene:
     dusk = rng.uniform(0.5, 1.0) if day else 0.03
     ground = hsv(rng.uniform(0.08, 0.38), rng.uniform(0.2, 0.6), rng.uniform(0.3, 0.75))
     sky = np.stack([[0.35, 0.6, 1.2], [1.3, 1.4, 1.5], ground]) * dusk * 2
+    ambient, outdoors = np.stack([above * 0.7, above]), variant.set == "outdoor_light"
+    if outdoors:
+        lights, ambient = open_sky(size, extra)
     return b.freeze(
         Scene(size, np.array(shell), float(rng.uniform(0.04, 0.07)), openings, lights,
-              np.stack([above * 0.7, above]), sky, holes)
+              ambient, sky, holes, outdoors)
     )  # fmt: skip
 
 
@@ -216,12 +225,17 @@ def pick(rng, pieces):
     return pieces[rng.choice(len(pieces), p=weight / weight.sum())]
 
 
-def furnish(b: Builder, walls: Walls, clutter: float) -> None:
-    """Furniture along walls and in the middle, rugs, pictures, beams: ``clutter`` 0..1.3."""
+def furnish(b: Builder, walls: Walls, clutter: float, other: bool = False) -> None:
+    """Furniture along walls and in the middle, rugs, pictures, beams: ``clutter`` 0..1.3.
+
+    ``other``: the pieces of other_pieces.py instead.
+    """
     rng, size = b.rng, walls.size
+    wall_pieces = other_pieces.WALL_PIECES if other else WALL_PIECES
+    free_pieces = other_pieces.FREE_PIECES if other else FREE_PIECES
     area = size[0] * size[1]
     for _ in range(int(round(clutter * rng.uniform(0.3, 0.45) * area + 1))):
-        piece, widths, depths, _, tall = pick(rng, WALL_PIECES)
+        piece, widths, depths, _, tall = pick(rng, wall_pieces)
         width, depth = rng.uniform(*widths), rng.uniform(*depths)
         found = walls.spot(width, tall)
         if found is None:
@@ -235,7 +249,7 @@ def furnish(b: Builder, walls: Walls, clutter: float) -> None:
         b.at(size[0] / 2, size[1] / 2 - d / 2, 0, 0)
         decor.rug(b, w, d)
     for _ in range(int(round(clutter * rng.uniform(0.2, 0.32) * area))):
-        piece, widths, depths, _ = pick(rng, FREE_PIECES)
+        piece, widths, depths, _ = pick(rng, free_pieces)
         width, depth = rng.uniform(*widths), rng.uniform(*depths)
         x, y = rng.uniform(0.6, size[0] - 0.6), rng.uniform(0.6, size[1] - 0.6)
         square = rng.integers(4) * np.pi / 2

@@ -15,6 +15,7 @@ from . import shade
 from .scene import LABEL, Scene
 from .surfaces import shell_surface, thing_surface
 from .trace import FAR, dot, exit_box, length, nearest, screen_overlap, unit_frames
+from .variants import GLASS
 
 # Ids of surfaces: HOLE, 6 * room + face for shells of rooms, FIRST_THING + index for primitives.
 HOLE = -1
@@ -235,7 +236,29 @@ def seams(surface, normal) -> np.ndarray:
     return out
 
 
-def render(scene: Scene, camera: Camera, size: int, rng: np.random.Generator) -> View:
+def behind_glass(renderer: Renderer, colour, hits: Hits, u, v, noise, rng) -> None:
+    """Blend into ``colour`` (R, 3), where ``hits`` are on glass, what lies behind it, in place.
+
+    ``u``, ``v`` (R,) are the rays' image points.
+    """
+    glass = renderer.scene.gloss[renderer.scene.material] == GLASS  # (N,)
+    rays = np.nonzero(hits.surface >= FIRST_THING)[0]
+    rays = rays[glass[hits.surface[rays] - FIRST_THING]]
+    if not len(rays):
+        return
+    beyond = Renderer(renderer.scene, renderer.camera, renderer.size)
+    beyond.overlap = beyond.overlap & ~glass
+    seen, directions = beyond.hits(u[rays], v[rays])
+    colour[rays] = 0.15 * colour[rays] + 0.85 * beyond.radiance(seen, directions, noise, rng)
+
+
+def render(
+    scene: Scene,
+    camera: Camera,
+    size: int,
+    rng: np.random.Generator,
+    exposure: shade.Exposure = shade.Exposure(),  # noqa: B008
+) -> View:
     """Render a view of ``size`` x ``size`` px. rgb uses 5 rays at seams; all else one ray."""
     renderer = Renderer(scene, camera, size)
     y, x = (a.reshape(-1) for a in np.mgrid[:size, :size])
@@ -258,12 +281,13 @@ def render(scene: Scene, camera: Camera, size: int, rng: np.random.Generator) ->
     every.borrow = np.concatenate([hits.borrow, lenders(hits, more, np.repeat(extra, 4), size)])
     every.openness *= 1 - np.concatenate([behind, np.repeat(behind[extra], 4)])
     every.smooth = smoother(surface)
-    colour = renderer.radiance(
-        every, np.concatenate([directions, more_directions]), shade.Noise(rng), rng
-    )
+    noise = shade.Noise(rng)
+    colour = renderer.radiance(every, np.concatenate([directions, more_directions]), noise, rng)
+    points = np.concatenate([x + 0.5, u]), np.concatenate([y + 0.5, v])
+    behind_glass(renderer, colour, every, *points, noise, rng)
     image = colour[: size * size]
     image[extra] = (colour[size * size :].reshape(-1, 4, 3).sum(1) + image[extra]) / 5
-    rgb = shade.develop(image.reshape(size, size, 3), rng, size / 512)
+    rgb = shade.develop(image.reshape(size, size, 3), rng, size / 512, exposure)
     return View(rgb, depth, normal @ camera.frame.T.astype(np.float32),
                 hits.curvature.reshape(size, size, 2), hits.label.reshape(size, size), hole,
                 renderer.focal)  # fmt: skip

@@ -59,6 +59,7 @@ class Scene:
     ambient: np.ndarray  # (2, 3) light from below, from above
     sky: np.ndarray  # (3, 3) linear colours: zenith, horizon, ground
     has_holes: bool
+    open_sky: bool = False  # the sun shines through the ceiling
     kind: np.ndarray = field(init=False)  # (N,) BOX, ELLIPSOID or CYLINDER (axis local z)
     centre: np.ndarray = field(init=False)  # (N, 3)
     axes: np.ndarray = field(init=False)  # (N, 3, 3), rows: local axes in the world

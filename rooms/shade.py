@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from .scene import TEXTURES, Light, Scene
 from .trace import BLOCK, FAR, dot, entry, length, pairs, rotate, slab
+from .variants import MIRROR, Exposure
 
 SAMPLES = 16  # positions on a light for soft shadows; neighbouring pixels use different ones
 
@@ -198,7 +199,7 @@ def through_opening(scene: Scene, points, sun) -> np.ndarray:
         closer = far < t
         t[closer], face[closer] = far[closer], (2 * axis + (d > 0))[closer]
     leave = points + t[:, None] * direction
-    free = np.zeros(len(points), bool)
+    free = (face == 5) & scene.open_sky
     for opening in scene.openings:
         if opening.window:
             others = [k for k in range(3) if k != opening.face // 2]
@@ -244,6 +245,9 @@ def illuminate(scene: Scene, frames, noise: Noise, rng, hits, directions) -> np.
     fresnel = 0.06 + 0.6 * (1 - np.abs(dot(view, hits.normal)[:, None])) ** 4
     shine += reflected(scene, noise, hits, mirrored, gloss)
     result = colour * light_sum + gloss * fresnel * 2 * shine
+    mirror = np.nonzero(gloss[:, 0] == MIRROR)[0]
+    if len(mirror):
+        result[mirror] = 0.9 * shine[mirror]
     return result + colour * scene.emission[hits.material][:, None]
 
 
@@ -275,7 +279,12 @@ def reflected(scene: Scene, noise: Noise, hits, mirrored, gloss) -> np.ndarray:
     return out
 
 
-def develop(radiance: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
+def develop(
+    radiance: np.ndarray,
+    rng: np.random.Generator,
+    scale: float,
+    exposure: Exposure = Exposure(),  # noqa: B008
+) -> np.ndarray:
     """Convert linear radiance (S, S, 3) to 8-bit rgb like a camera.
 
     Applies exposure, glare, white balance, vignetting and noise. ``scale`` is S / 512.
@@ -284,19 +293,21 @@ def develop(radiance: np.ndarray, rng: np.random.Generator, scale: float) -> np.
     level = np.percentile(radiance.mean(2), 60)
     target = rng.choice([0.05, 0.14, 0.25, 0.36, 0.6], p=[0.08, 0.17, 0.35, 0.28, 0.12])
     image = radiance * (target * rng.uniform(0.75, 1.35) / max(level, 1e-3))
+    image = image * np.float32(exposure.dim)
     bright = np.clip(image - 1.0, 0, 6)
     if bright.max() > 0:
         # Glare: overexposed pixels spread their excess to their surroundings.
         blurred = gaussian_filter(bright, (6 * scale, 6 * scale, 0))
         wide = max(1, int(30 * scale))
         glow = uniform_filter(blurred, (wide, wide, 1))
-        image = image + rng.choice([0.03, 0.1, 0.3]) * glow
+        image = image + (rng.choice([0.03, 0.1, 0.3]) + exposure.glare) * glow
     # White balance: remove most of the light's tint, as cameras do.
     tint = np.median(image.reshape(-1, 3), 0) + 0.02
     image = image * (tint.mean() / tint) ** rng.uniform(0.2, 0.8) * np.exp(rng.normal(0, 0.04, 3))
     axis = np.linspace(-1, 1, size)
     image = image * (1 - rng.uniform(0, 0.3) * (axis[:, None] ** 2 + axis**2) / 2)[..., None]
     amount = rng.choice([0.002, 0.006, 0.012, 0.03], p=[0.3, 0.35, 0.25, 0.1])
+    amount += exposure.noise
     noise = rng.standard_normal(image.shape, np.float32)
     image = image + noise * amount * np.sqrt(np.clip(image, 0.02, 1.5))
     image = np.clip(image, 0, None)

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import signal
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from zlib import crc32
 
 from files import make_folder, read_json, write_json
+from rooms.variants import DEFAULT, Variant, exposure_of, pose_of
 from utils import ROOT, UserError, log, reason_of
 
 VERSION = 1  # version of the generator; increase it when the images of a seed change
@@ -36,7 +38,14 @@ def view_paths(output_dir, building: str, point: int, view: int) -> dict[str, Pa
     }  # fmt: skip
 
 
-def render_images(building: str, point: int, view: int, image_size: int, seed: int) -> dict:
+def render_images(
+    building: str,
+    point: int,
+    view: int,
+    image_size: int,
+    seed: int,
+    variant: Variant = DEFAULT,
+) -> dict:
     """Render a view: {domain: image} (see rooms/domains.py). Depends only on the arguments."""
     import numpy as np
 
@@ -45,11 +54,16 @@ def render_images(building: str, point: int, view: int, image_size: int, seed: i
     from rooms.layout import make_scene
     from rooms.render import render
 
-    scene = make_scene(seed, building, point)
+    scene = make_scene(seed, building, point, variant)
+    seeds = np.random.SeedSequence((seed, crc32(building.encode()), 4, point, view))
+    extra = np.random.default_rng(seeds)  # of variants
+    angles, roll = pose_of(variant, extra)
+    exposure = exposure_of(variant, extra)
     for attempt in range(12):
         key = (seed, crc32(building.encode()), 2, point, view, attempt)
         rng = np.random.default_rng(np.random.SeedSequence(key))
-        rendered = render(scene, choose_camera(scene, rng), image_size, rng)
+        camera = choose_camera(scene, rng, angles=angles, roll=roll)
+        rendered = render(scene, camera, image_size, rng, exposure)
         if hole_share_fits(rendered.hole.mean()):
             break
     return encode(rendered)
@@ -63,8 +77,8 @@ def write_view(job: tuple, owner: int) -> None:
     """
     from PIL import Image
 
-    output_dir, building, point, view, image_size, seed = job
-    images = render_images(building, point, view, image_size, seed)
+    output_dir, building, point, view, image_size, seed, variant = job
+    images = render_images(building, point, view, image_size, seed, variant)
     for domain, path in view_paths(output_dir, building, point, view).items():
         temporary = _temporary(path, owner)
         try:
@@ -81,7 +95,7 @@ def _temporary(path: Path, owner: int) -> Path:
 
 def _remove_unfinished(jobs: list[tuple]) -> None:
     """Remove the temporary files of this process and its workers, which have ended."""
-    for output_dir, building, point, view, _, _ in jobs:
+    for output_dir, building, point, view, *_ in jobs:
         for path in view_paths(output_dir, building, point, view).values():
             with suppress(OSError):
                 _temporary(path, os.getpid()).unlink()
@@ -98,8 +112,10 @@ def check_settings(output_dir: Path, settings: dict) -> None:
         existing = read_json(path)
     except UserError:
         raise UserError(f"cannot read {path}: remove the folder, to make it anew") from None
-    differing = [f"{key} {existing.get(key)} (asked for {value})"
-                 for key, value in settings.items() if existing.get(key) != value]  # fmt: skip
+    usual = asdict(DEFAULT)  # what rooms.json does not name
+    asked, made = usual | settings, usual | existing
+    differing = [f"{key} {made.get(key)} (asked for {value})"
+                 for key, value in asked.items() if made.get(key) != value]  # fmt: skip
     if differing:
         raise UserError(f"{path} holds rooms made with {', '.join(differing)}; "
                         "choose another folder or the same settings")  # fmt: skip
@@ -167,18 +183,25 @@ def make_rooms(
     num_workers: int | None = None,
     buildings=None,
     quiet: bool = False,
+    variant: Variant = DEFAULT,
 ) -> int:
     """Write the missing views below ``output_dir``. Returns the number of views written.
 
     The files do not depend on ``num_workers`` (None: one per core) or on interruptions.
-    ``buildings`` is None (all of config/split_rooms.txt), a list or "a,b". Raises UserError if
+    ``buildings`` is None (all of config/split_rooms.txt), a list or "a,b". ``variant`` makes harder
+    rooms, or a set out of the distribution. Raises UserError if
     the folder holds rooms with other settings or cannot be written.
     """
     if image_size < 16 or views_per_building < 1:
         raise UserError("`image_size` must be at least 16 and `views_per_building` at least 1")
     names = chosen_buildings(buildings)
     output_dir = Path(output_dir)
-    settings = {"image_size": int(image_size), "seed": int(seed), "generator": VERSION}
+    settings: dict[str, object] = {
+        "image_size": int(image_size),
+        "seed": int(seed),
+        "generator": VERSION,
+    }
+    settings |= variant.record()
     jobs = []
     try:
         check_settings(output_dir, settings)
@@ -187,7 +210,8 @@ def make_rooms(
                 point, view = divmod(number, VIEWS_PER_POINT)
                 paths = view_paths(output_dir, building, point, view)
                 if not all(path.exists() for path in paths.values()):
-                    jobs.append((str(output_dir), building, point, view, image_size, seed))
+                    job = (str(output_dir), building, point, view, image_size, seed, variant)
+                    jobs.append(job)
     except OSError as error:  # a folder that may not be looked into
         raise UserError(f"cannot read {output_dir}: {error.strerror}") from None
     if jobs and not quiet:

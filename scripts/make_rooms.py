@@ -6,6 +6,7 @@ python -m scripts.make_rooms
 from pathlib import Path
 
 from rooms.sheet import write_sheet
+from rooms.variants import Variant
 from rooms.writing import VIEWS_PER_POINT, chosen_buildings, make_rooms, view_paths
 from utils import UserError, check_positive, command_line, log, read_job
 
@@ -18,6 +19,8 @@ def main(
     seed: int = 0,
     num_workers: int | None = None,
     buildings: str | None = None,
+    difficulty: str = "default",
+    set: str = "default",
     sheet: str | None = None,
     quiet: bool = False,
 ) -> None:
@@ -37,20 +40,24 @@ def main(
         num_workers: processes (default: one a core).
         buildings: only these, comma-separated (default: all of config/split_rooms.txt). Another
             name gives another building, which is in no part of that split.
+        difficulty: default, or hard: clutter, thin structures, mirrors, glass, rich textures, low
+            light and glare.
+        set: default, other_furniture, outdoor_light or other_camera: rooms unlike those that
+            networks are trained on, for tests out of the distribution (docs/data.md).
         sheet: write a contact sheet of a few views into this PNG too.
         quiet: no progress bar.
     """
-    check_positive(
-        views_per_building=views_per_building, image_size=image_size, num_workers=num_workers
-    )
+    check_positive(views_per_building=views_per_building, image_size=image_size,
+                   num_workers=num_workers)  # fmt: skip
     if seed < 0:
         raise UserError(f"`seed` has to be 0 or more, not {seed}")
-    if others := sorted(set(chosen_buildings(buildings)) - set(chosen_buildings(None))):
+    variant, known = Variant(difficulty, set), chosen_buildings(None)
+    if others := sorted(n for n in chosen_buildings(buildings) if n not in known):
         log.warning("%s: not in config/split_rooms.txt, so buildings of their own",
                     ", ".join(others))  # fmt: skip
     folder = Path(output_dir) if output_dir else read_job().rooms_dir
     written = make_rooms(
-        folder, views_per_building, image_size, seed, num_workers, buildings, quiet
+        folder, views_per_building, image_size, seed, num_workers, buildings, quiet, variant
     )
     if not quiet:
         total = views_per_building * len(chosen_buildings(buildings))

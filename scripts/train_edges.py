@@ -1,25 +1,29 @@
 """Train the networks that a configuration needs and a models folder lacks.
 
 python -m scripts.train_edges multiperceptual_normal
+python -m scripts.train_edges energy_calc --on-predictions
 """
 
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from energy import energy_configs, get_config
+from files import check_writable, sha256, write_atomically
 from graph import edges_of
 from loading.layouts import add_layouts, find_places
 from methods.table import find_method
-from sources import SHIPPED, settle
+from sources import SHIPPED, Sources, settle
 from task_configs import get_task
 from transfers import TRANSFERS, Transfer, any_transfer, get_transfer, transfer_by_name
 from utils import (
@@ -78,6 +82,8 @@ def main(
     config: str | None = None,
     *,
     again: bool = False,
+    on_predictions: bool = False,
+    output_dir: str | None = None,
     trainer: str = "train",
     options: TrainerOptions,
 ) -> None:
@@ -87,6 +93,10 @@ def main(
     (python -m train TRANSFER --install). What is there already is left as it is, so an
     interrupted run goes on where it stopped.
 
+    --on-predictions trains the networks between domains further, each on what rgb → its first
+    domain predicts instead of on that domain's labels: the consistency energy meets them with
+    such inputs. --split may name buildings that the networks from rgb were not trained on.
+
     Example: python -m scripts.train_edges multiperceptual_normal
 
     Args:
@@ -94,12 +104,22 @@ def main(
             (normal2reshading), or all: every row of the published system.
         again: train what is there already as well; a network that is replaced is kept under
             another name.
+        on_predictions: refit the networks between domains on predictions (default
+            configuration: energy_calc).
+        output_dir: with --on-predictions, the folder for the refitted networks, and for copies
+            of the networks from rgb that they belong to (default: on_predictions in the models
+            folder).
         trainer: the module that trains, or a file of your own that adds rows to the tables
             and starts the trainer (my_domain.py).
     """
     if trainer.endswith(".py"):  # adds its rows to the tables of domains and transfers
         runpy.run_path(trainer)
     add_layouts(options.layouts)
+    if on_predictions:
+        _refit(config or "energy_calc", again, output_dir, trainer, options)
+        return
+    if output_dir is not None:
+        raise UserError("`output_dir` is for `on_predictions`: `models_dir` is meant")
     needed = [row for row in _needed(config) if row.trainable]
     needed.sort(key=lambda row: row.source == "rgb")
     scale = options.image_size, options.width, options.levels
@@ -111,23 +131,79 @@ def main(
     start = time.monotonic()
     flags = asdict(options) | sources.scale.record() | {"quiet": True, "install": True}
     flags |= {"force": again, "models_dir": str(sources.install_dir)}
-    for row in tqdm(missing, desc="networks", unit="network", disable=not missing or None):
-        tqdm.write(f"\n==== {row.name} → {sources.install_dir / row.checkpoint}")
-        if status := _run(trainer, row.name, flags):
-            sys.exit(status)  # the trainer has printed the error
+    _run_each(trainer, {row: flags for row in missing}, sources.install_dir)
     print(
         f"trained {len(missing)} networks in {time.monotonic() - start:.0f} s"
         + (f"; they are in {sources.install_dir}" if missing else "")
     )
 
 
-def _check_domains(rows: Sequence[Transfer], data_dirs: Sequence[Path]) -> None:
+def _refit(
+    config: str, again: bool, output_dir: str | None, trainer: str, options: TrainerOptions
+) -> None:
+    """Train the configuration's networks between domains on predictions, into a folder of theirs.
+
+    Raises UserError if a network is missing, or if that folder has other networks from rgb.
+    """
+    rows = [row for row in _needed(config) if row.trainable and row.source != "rgb"]
+    rows = [row for row in rows if ("rgb", row.source) in TRANSFERS]
+    if not rows:
+        raise UserError(f"`on_predictions`: {config} has no network between domains that are "
+                        f"predicted from rgb")  # fmt: skip
+    scale = options.image_size, options.width, options.levels
+    sources = settle(read_job(), options.data_dirs, options.models_dir, scale)
+    starts = {row: sources.checkpoint(row, config) for row in rows}
+    folder = Path(output_dir) if output_dir else sources.install_dir / "on_predictions"
+    if any(folder.resolve() == other.resolve() for other in sources.models_dirs):
+        raise UserError(f"`output_dir` {folder} has the networks that are refitted: name another")
+    _copy_predictors(_predictors(config, rows, sources), check_writable(folder), again)
+    missing = [row for row in rows if again or not (folder / row.checkpoint).is_file()]
+    print(f"{len(rows)} networks to refit on predictions, {len(rows) - len(missing)} there",
+          flush=True)  # fmt: skip
+    _check_domains(missing, sources.data_dirs, on_predictions=True)
+    flags = asdict(options) | sources.scale.record() | {"quiet": True, "install": True}
+    flags |= {"force": again, "models_dir": str(folder), "on_predictions": True}
+    _run_each(trainer, {row: flags | {"init": str(starts[row])} for row in missing}, folder)
+    print(f"refitted {len(missing)} networks; with those from rgb they are in {folder}")
+
+
+def _predictors(config: str, rows: Sequence[Transfer], sources: Sources) -> list[Path]:
+    """Return the files of all networks from rgb that the configuration or the refits use."""
+    edges = [row.edge for row in _needed(config) if row.source == "rgb" and row.trainable]
+    edges += [("rgb", row.source) for row in rows if TRANSFERS["rgb", row.source].trainable]
+    files = []
+    for edge in dict.fromkeys(edges):
+        transfer = get_transfer(*edge, sources.models_dirs[0])
+        found = [sources.consistent(transfer), sources.find(transfer)]
+        if not any(found):
+            sources.checkpoint(transfer, config)  # says how to get it
+        files += [file for file in found if file]
+    return files
+
+
+def _copy_predictors(files: Sequence[Path], folder: Path, again: bool) -> None:
+    """Copy networks into the folder. Raises UserError if it has others of the same names."""
+    for file in files:
+        copy = folder / file.name
+        if not copy.is_file() or again and sha256(copy) != sha256(file):
+            write_atomically(copy, partial(shutil.copyfile, file))
+        elif sha256(copy) != sha256(file):
+            raise UserError(
+                f"{copy} is not {file}: the networks in {folder} were refitted on the predictions "
+                f"of others; `again` replaces them, `output_dir` names another folder"
+            )
+
+
+def _check_domains(
+    rows: Sequence[Transfer], data_dirs: Sequence[Path], on_predictions: bool = False
+) -> None:
     """Raise UserError, before anything is trained, if the data lack a domain of a network."""
     places = [place for folder in data_dirs for place in find_places(folder)]
-    domains = dict.fromkeys(name for row in rows for name in row.edge)
+    read = {row: ("rgb", row.target) if on_predictions else row.edge for row in rows}
+    domains = dict.fromkeys(name for row in rows for name in read[row])
     absent = [n for n in domains if not any(p.view_files(get_task(n)) for p in places if
                                             p.has(get_task(n)))]  # fmt: skip
-    stopped = [row.name for row in rows if set(row.edge) & set(absent)]
+    stopped = [row.name for row in rows if set(read[row]) & set(absent)]
     if stopped:
         raise UserError(
             f"{', '.join(map(str, data_dirs))} has no {', '.join(absent)}, which "
@@ -136,6 +212,14 @@ def _check_domains(rows: Sequence[Transfer], data_dirs: Sequence[Path]) -> None:
             f"data, or name a folder that has them with `models_dir` (the networks shipped with "
             f"the project, trained on rendered rooms, are in {SHIPPED.relative_to(ROOT)})"
         )
+
+
+def _run_each(trainer: str, flags: Mapping[Transfer, Mapping], folder: Path) -> None:
+    """Train networks one after the other, {row: flags}. Exits with the trainer's error status."""
+    for row in tqdm(flags, desc="networks", unit="network", disable=not flags or None):
+        tqdm.write(f"\n==== {row.name} → {folder / row.checkpoint}")
+        if status := _run(trainer, row.name, flags[row]):
+            sys.exit(status)  # the trainer has printed the error
 
 
 def _run(trainer: str, transfer: str, flags: Mapping[str, object]) -> int:

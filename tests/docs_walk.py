@@ -41,6 +41,7 @@ SKIPPED = [  # (what the command holds, why it does not run here)
 ]
 TRAINER = r"^(python|torchrun .*?) (-m train|-m scripts\.train_edges|my_\w+\.py) (?!--help)"
 SHORTENED = [  # (what the command holds, the flags that cut it short)
+    (r"scripts\.reproduce", "--dry"),
     (TRAINER, "--max-epochs 1 --steps-per-epoch 5 --batch-size 8"),
 ]
 

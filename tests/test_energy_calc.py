@@ -437,10 +437,10 @@ def test_shift_run(labels, models, data, tmp_path, capsys):
     flags |= {} if labels else {"img_path": str(ROOT / "assets" / "room.png")}
     energy_shift.main(output_dir=str(tmp_path), models_dir=str(models), batch_size=2, **flags)
     rows = rows_of(tmp_path / "shift.csv")
-    assert [row["shift"] for row in rows][:2] == ["clean", "blur (σ)"] and len(rows) == 14
+    assert [row["shift"] for row in rows][:2] == ["clean", "blur (σ)"] and len(rows) == 21
     assert ("error" in rows[0]) == labels
     images = rows_of(tmp_path / "shift_images.csv")
-    assert len(images) == 14 * (3 if labels else 1)
+    assert len(images) == 21 * (3 if labels else 1)
     assert (tmp_path / "shift.pdf").is_file() and (tmp_path / "shift.png").is_file()
     if labels:
         assert abs(float(rows[0]["energy"])) < 1e-9  # clean images standardise themselves

@@ -45,8 +45,9 @@ def announcement(
         f"lr {plan.lr:g}{_default(run.lr)}, {plan.schedule} rate{_default(run.schedule)}, "
         f"seed {plan.seed}"
     )
+    given = f" on what rgb → {source} predicts" if objective.predictor else ""
     lines = {
-        "run": f"{objective.name}: {source} → {target}{network}, from {start}",
+        "run": f"{objective.name}: {source} → {target}{given}{network}, from {start}",
         "data": f"{sources.data_text}; views: {views}",
         "networks": sources.networks_text,
         "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),

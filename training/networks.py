@@ -14,7 +14,7 @@ from modules.unet import recompute_activations
 from other_networks import initial_weights
 from sources import Sources, own_models
 from training.options import ComputeOptions, Objective, Options
-from transfers import Edge, any_transfer
+from transfers import Edge, Transfer, any_transfer
 from utils import UserError, log, read_job
 
 
@@ -43,6 +43,10 @@ def build_graph(
             files |= _load_start(networks[edge], objective, sources)
             continue
         try:
+            if objective.predictor and edge == objective.predictor.edge:
+                networks[edge], file = _predicting(transfer, sources, objective.name)
+                files |= {transfer.name: file} if file else {}
+                continue
             networks[edge] = sources.network(transfer, objective.name)
             if edge == target and objective.backbone:
                 objective.backbone.check_training(networks[edge], sources.scale)
@@ -92,6 +96,21 @@ def _load_start(network: nn.Module, objective: Objective, sources: Sources) -> d
         network, start, sources.scale, transfer.edge, any_size=True, transfer=transfer
     )  # fmt: skip
     return {transfer.name: start}
+
+
+def _predicting(
+    transfer: Transfer, sources: Sources, needed_by: str
+) -> tuple[nn.Module, Path | None]:
+    """Return the network whose predictions are trained on, and its file; None for a formula.
+
+    As for the energy, that is the one trained with consistency, if there is one.
+    """
+    file = sources.consistent(transfer)
+    if file is None:
+        return sources.network(transfer, needed_by), sources.find(transfer)
+    network = transfer.build(sources.scale)
+    load_network(network, file, sources.scale)
+    return network, file
 
 
 def losses_in_use(perceptual: Sequence[str], by_win_rate: Sequence[str]) -> list[str]:

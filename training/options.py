@@ -10,6 +10,7 @@ from energy import (
     energy_configs,
     get_config,
     loss_name,
+    on_predictions,
     paths_for,
     perceptual_losses,
 )
@@ -67,6 +68,9 @@ class NetworkOptions:
             omnidata (its U-Net for normals, which scripts.download fetches).
         network: FILE.py:FUNCTION, a function of your own that builds the network to train, in
             place of the table's (docs/extending.md). --resume needs it again.
+        on_predictions: train a transfer between domains on what rgb → its first domain predicts,
+            instead of on that domain's labels, by L1; it starts from the transfer's own
+            checkpoint (docs/evaluation.md).
         strict: an error where the ImageNet network's weights can't be had, instead of
             leaving its loss out.
         no_imagenet: leave out the loss that needs the ImageNet network.
@@ -82,6 +86,7 @@ class NetworkOptions:
     levels: int | None = None
     init: str | None = None
     network: str | None = None
+    on_predictions: bool = False
     strict: bool = False
     no_imagenet: bool = False
     install: bool = False
@@ -249,7 +254,7 @@ class Objective:
     @property
     def transfer(self) -> Transfer:
         """The row of the network that trains: the transfer table's, the method's or the user's."""
-        source, target = self.config["paths"]["n(x)"]
+        source, target = self.config["paths"]["n(x)"][-2:]
         if self.backbone:
             return self.backbone
         return self.method.row(target) if self.method else any_transfer(source, target)
@@ -270,9 +275,15 @@ class Objective:
         return f"_{self.method.ending if self.method else 'consistency'}"
 
     @property
+    def predictor(self) -> Transfer | None:
+        """The row of the frozen network whose predictions are trained on, or None: labels are."""
+        path = self.config["paths"]["n(x)"]
+        return TRANSFERS[path[:2]] if len(path) == 3 else None
+
+    @property
     def squared(self) -> bool:
-        """Whether errors are squared: for transfers from domains other than rgb, as published."""
-        return self.row is not None and self.row.source != "rgb"
+        """Whether errors are squared: for transfers from other domains' labels, as published."""
+        return self.row is not None and self.config["paths"]["n(x)"][0] != "rgb"
 
 
 def objective_of(options: Options) -> Objective:
@@ -283,15 +294,18 @@ def objective_of(options: Options) -> Objective:
     config = find_config(options.config)
     assert options.config is not None  # find_config raises
     row = transfer_by_name(options.config)
+    if predicted := options.networks.on_predictions:
+        config = _config_on_predictions(options.config, row)
     losses, network = options.losses, options.networks.network
     method, _ = find_method(options.config) or (None, "")
     if network and method and method.network:
         raise UserError(f"{options.config} has a network of its own: no `network`")
-    own = backbone(network, any_transfer(*config["paths"]["n(x)"])) if network else None
+    own = backbone(network, any_transfer(*config["paths"]["n(x)"][-2:])) if network else None
     trains_on_some = method is None or bool(method.trains_on)
     perceptual = restricted(config, losses.perceptual, options.networks.no_imagenet)
     by_win_rate = not losses.random_select and losses.mode == "winrate" and losses.k != 0
-    initial = "scratch" if row or own else method.initial if method else "baseline"
+    from_scratch = own or (row and not predicted)
+    initial = "scratch" if from_scratch else method.initial if method else "baseline"
     return Objective(
         options.config,
         config,
@@ -337,6 +351,16 @@ def find_config(name: str | None) -> Mapping:
     if name not in trainable:
         raise UserError(f"{name} measures and does not train: see python -m scripts.energy_calc")
     return get_config(name)
+
+
+def _config_on_predictions(name: str, row: Transfer | None) -> Mapping:
+    """Return the configuration that trains the transfer called `name` on predictions."""
+    if row is None or ("rgb", row.source) not in TRANSFERS:
+        raise UserError(
+            f"`on_predictions` is for a transfer between domains that are predicted from rgb, "
+            f"such as depth_zbuffer2normal, not {name}"
+        )
+    return on_predictions(*row.edge)
 
 
 def restricted(
@@ -403,6 +427,8 @@ def defaults_for(objective: Objective, embedded: bool, fast: bool) -> Defaults:
     defaults = Defaults(40 if edge else 10, 16, 2e-3 if scratch else 3e-4, schedule)
     if not embedded:
         defaults = Defaults(800, 4 if fast else 64, 4e-4 if scratch else 3e-5, schedule)
+    elif objective.predictor:
+        defaults = Defaults(10, 16, 2e-3 if scratch else 1e-3, schedule)
     return replace(defaults, **objective.method.defaults) if objective.method else defaults
 
 

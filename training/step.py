@@ -76,7 +76,9 @@ def losses_of(
     uses the target network after its first step.
     """
     prediction_path = tuple(config["paths"]["n(x)"])
-    prediction = graph.sample({"n(x)": prediction_path}, batch)["n(x)"]
+    start = {"n(x)": prediction_path}
+    before = labels.frozen_values(graph, start, batch) if labels is not None else {}
+    prediction = graph.sample(start, batch, before)["n(x)"]
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     leaf = prediction.detach().requires_grad_()
     result = Losses(prediction)
@@ -116,8 +118,8 @@ def _group_by_shared_values(
 
 
 def _check_start(path: Path, prediction: Path) -> None:
-    edges = list(zip(path, path[1:], strict=False))
-    if prediction[-2:] in edges[1:]:
+    rest = path[len(prediction) - 1 :] if path[: len(prediction)] == prediction else path
+    if prediction[-2:] in list(zip(rest, rest[1:], strict=False)):
         raise UserError(
             f"the path {' → '.join(path)} uses the network that trains, "
             f"{' → '.join(prediction)}, after its first step, where it gets no gradient"

@@ -1,0 +1,362 @@
+"""scripts.reproduce: its plan, resuming, and the report from stored result files."""
+
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import scripts.reproduce as program
+import scripts.train_edges as train_edges
+from measuring.closing_table import DIRECT
+from measuring.reproduction import (
+    EQUAL_TIME,
+    OTHER_SETS,
+    SCALES,
+    Made,
+    Places,
+    Stage,
+    Step,
+    chosen,
+    plan,
+    splits,
+    trained_key,
+)
+from measuring.results_page import mean_change, write_page
+from tables import write_csv
+from training.options import find_config
+from utils import UserError, accepted, as_arguments
+
+TINY = SCALES["tiny"]
+TESTS = ("evaluation", "energy")  # the groups of stages that read test views
+
+
+def text_of(step: Step, folder: Path) -> str:
+    return shlex.join(program.command_of(step, folder, shown=True))
+
+
+# ---- the plan -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_stage_reads_test_views_before_the_evaluation(scale, tmp_path):
+    """Test rooms have a folder of their own, rendered after everything that trains or chooses."""
+    stages = plan(SCALES[scale], tmp_path, 2)
+    names = [stage.name for stage in stages]
+    made = names.index("test_rooms")
+    assert stages[made].needs == tuple(names[:made])
+    for number, stage in enumerate(stages):
+        texts = [text_of(step, tmp_path) for step in stage.steps]
+        reads = [text for text in texts if "rooms_test" in text or "test0" in text]
+        if number < made:
+            assert not reads, stage.name
+        elif number > made:
+            assert reads == texts and "test_rooms" in stage.needs, stage.name
+            assert stage.name.partition("/")[0] in TESTS
+            assert not any(step.program in ("train", "scripts.train_edges") for step in stage.steps)
+    for split in splits(SCALES[scale]).values():
+        assert not any("test" in name for part in split.values() for name in part)
+        assert not set(split["train_buildings"]) & set(split["val_buildings"])
+    refit, train = (set(splits(SCALES[scale])[n]["train_buildings"]) for n in ("refit", "train"))
+    assert not refit & train
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_command_is_one_of_the_programs_with_its_flags(scale, tmp_path):
+    """No flag of the plan is unknown, and no word names a configuration that is not there."""
+    stages = plan(SCALES[scale], tmp_path, 1, program.is_trainable)
+    steps = [step for stage in stages for step in stage.steps]
+    assert max(Counter(step.key for step in steps).values()) == 1
+    for step in steps:
+        if step.program == "copy":
+            continue
+        module = __import__(step.program, fromlist=["main"])
+        known = accepted(module.main)
+        assert set(step.flags) <= set(known), step.key
+        if step.program in ("train", "scripts.train_edges") and step.words != ("energy_calc",):
+            find_config(str(step.words[0]))
+    before: set[str] = set()
+    for stage in stages:
+        assert set(stage.needs) <= before, stage.name
+        before.add(stage.name)
+        if scale == "cpu":
+            assert stage.minutes(SCALES[scale]) < 60
+    total = sum(stage.minutes(SCALES[scale]) for stage in stages)
+    assert total < {"tiny": 15, "quick": 15, "cpu": 3 * 480, "gpu": 480}[scale]
+
+
+def test_a_method_that_is_not_there_is_not_in_the_plan(tmp_path):
+    def keys(is_known):
+        return {step.key for stage in plan(TINY, tmp_path, 1, is_known) for step in stage.steps}
+
+    name = trained_key("random_perceptual", "normal", 0)
+    assert name in keys(lambda config: True)
+    left = keys(lambda config: not config.startswith("random_perceptual"))
+    assert name not in left and trained_key("consistency", "normal", 0) in left
+
+
+def test_more_seeds_are_trained_and_measured_again(tmp_path):
+    one, two = ({step.key: step for stage in plan(TINY, tmp_path, n) for step in stage.steps}
+                for n in (1, 2))  # fmt: skip
+    new = set(two) - set(one)
+    assert {trained_key(m, "normal", 1) for m in ("consistency", "without", EQUAL_TIME)} <= new
+    assert {"test_normal_2", "blur_2_normal_2"} <= new and "rooms_plain" not in new
+    assert two["test_normal_2"].flags["output_dir"] == one["test_normal_1"].flags["output_dir"]
+
+
+def test_equal_time_is_measured(tmp_path):
+    """The training without consistency gets as many epochs as the time of the other allows."""
+    stage = next(s for s in plan(TINY, tmp_path, 1) if s.name == "trained/normal/0")
+    step = next(s for s in stage.steps if s.as_long_as)
+    assert step.key == trained_key(EQUAL_TIME, "normal", 0)
+    for key, seconds in zip(step.as_long_as, (35.0, 10.0), strict=True):
+        (tmp_path / "steps").mkdir(exist_ok=True)
+        (tmp_path / "steps" / f"{key}.json").write_text(json.dumps({"seconds": seconds}))
+    assert "--max-epochs=4" in program.command_of(step, tmp_path)
+
+
+def test_stages_are_chosen_by_name_or_group(tmp_path):
+    stages = plan(TINY, tmp_path, 2)
+    assert [s.name for s in chosen(stages, "trained")] == ["trained/normal/0", "trained/normal/1"]
+    assert [s.name for s in chosen(stages, "refits")] == ["refits"]
+    assert chosen(stages, None) == stages
+    with pytest.raises(UserError, match="`only` is one of rooms, .*did you mean edges"):
+        chosen(stages, "edgs")
+
+
+def test_the_network_of_a_run(tmp_path):
+    run = tmp_path / "runs" / "a" / "rgb2normal_1"
+    run.mkdir(parents=True)
+    for name in ("rgb2normal.pth", "rgb2normal_best.pth", "state_1.pt"):
+        (run / name).touch()
+    assert Made("a").file(tmp_path).name == "rgb2normal.pth"
+    assert Made("a", best=True).file(tmp_path).name == "rgb2normal_best.pth"
+    with pytest.raises(UserError, match="has 0 networks that fit"):
+        Made("b").file(tmp_path)
+
+
+# ---- the command line, and resuming -------------------------------------------------
+
+
+def reproduce(run, folder, *words):
+    return run(*words, "--scale=tiny", f"--output-dir={folder}",
+               f"--report={folder / 'page' / 'results.md'}",
+               program="scripts.reproduce", defaults=False)  # fmt: skip
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands are noted instead of run; the step "stop" is interrupted."""
+    noted = []
+
+    def noting(command, log_file, name):
+        noted.append((name, command))
+        if name == noting.stop:
+            raise UserError("stopped")
+
+    noting.stop = ""
+    monkeypatch.setattr(program, "run", noting)
+    noted_stop = noting
+    return noted, noted_stop
+
+
+def test_the_plan_alone(run, tmp_path):
+    folder = tmp_path / "work"
+    status, said, _ = reproduce(run, folder, "--dry", "--seeds=2")
+    assert status == 0 and "trained/normal/1" in said and "rooms_test" in said, said
+    assert "runs/consistency_normal_0/….pth" in said and not folder.exists()
+
+
+def test_a_finished_stage_is_not_repeated_and_a_half_done_one_is(run, tmp_path, commands):
+    noted, noting = commands
+    noting.stop = "rooms_outdoor_light"
+    status, said, _ = reproduce(run, tmp_path, "--only=rooms")
+    assert status == 2 and "stopped" in said
+    assert [name for name, _ in noted] == [
+        "rooms_plain", "rooms_hard", "rooms_other_furniture", "rooms_outdoor_light"
+    ]  # fmt: skip
+    assert not (tmp_path / "stages" / "rooms.json").exists()
+    noted.clear()
+    noting.stop = ""
+    status, said, _ = reproduce(run, tmp_path, "--only=rooms")
+    assert status == 0 and [name for name, _ in noted] == [
+        "rooms_outdoor_light", "rooms_other_camera"
+    ]  # fmt: skip
+    mark = json.loads((tmp_path / "stages" / "rooms.json").read_text())
+    assert len(mark["commands"]) == 5 and mark["hardware"]["cores"] >= 1
+    assert (tmp_path / "splits" / "refit.json").is_file()
+    noted.clear()
+    status, said, _ = reproduce(run, tmp_path, "--only=rooms")
+    assert status == 0 and not noted and "rooms: done before" in said
+    assert (tmp_path / "page" / "results.md").is_file()
+
+
+def test_an_interrupted_training_is_resumed_and_its_time_adds_up(tmp_path, commands):
+    noted, noting = commands
+    step = next(s for stage in plan(TINY, tmp_path, 1) for s in stage.steps if s.program == "train")
+    noting.stop = step.key
+    with pytest.raises(UserError):
+        program.do_step(step, tmp_path)
+    begun = tmp_path / "runs" / step.key / "rgb2normal_1"
+    begun.mkdir(parents=True)
+    (begun / "run.json").write_text("{}")
+    part = tmp_path / "steps" / f"{step.key}.part"
+    first = json.loads(part.read_text())
+    part.write_text(json.dumps(first | {"seconds": 100.0}))
+    noting.stop = ""
+    assert program.do_step(step, tmp_path) >= 100
+    assert noted[0][1][:3] == [sys.executable, "-m", "train"] and "--resume" not in noted[0][1]
+    assert noted[1][1][1:5] == ["-m", "train", "--resume", str(begun)]
+    record = json.loads((tmp_path / "steps" / f"{step.key}.json").read_text())
+    assert record["command"] == first["command"] and not part.exists()
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--only=edges"], "the stage edges/multiperceptual_normal needs baselines/normal"),
+        (["--only=edgs"], "--only is one of rooms"),
+        (["--scale=huge"], "--scale is tiny or quick or cpu or gpu"),
+        (["--seeds=0"], "--seeds has to be more than 0"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(run, tmp_path, commands, words, sentence):
+    status, said, _ = reproduce(run, tmp_path, *words) if "scale" not in words[0] else run(
+        *words, program="scripts.reproduce", defaults=False)  # fmt: skip
+    assert status == 2 and sentence in said and "Traceback" not in said, said
+    assert not commands[0]
+
+
+def test_a_folder_is_of_one_scale(run, tmp_path, commands):
+    reproduce(run, tmp_path, "--only=rooms")
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scale": "cpu"}))
+    status, said, _ = reproduce(run, tmp_path, "--only=rooms")
+    assert status == 2 and "is of scale cpu" in said
+
+
+def test_a_command_that_fails_shows_the_end_of_its_output(tmp_path):
+    with pytest.raises(UserError, match=r"a failed with status 3 .*: last words"):
+        program.run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"],
+                    tmp_path / "logs" / "a.log", "a")  # fmt: skip
+
+
+# ---- the report ---------------------------------------------------------------------
+
+
+def store(places: Places, key: str, networks: dict[str, float], views: int = 12) -> None:
+    """Write images.csv: each network's errors are the same numbers times its factor."""
+    rng = np.random.default_rng(0)
+    base = {DIRECT: 5 + rng.random(views), "percep_curv × 100, predicted": 1 + rng.random(views),
+            "percep_curv × 100, true": 2 + rng.random(views)}  # fmt: skip
+    columns: dict[str, list] = {"network": [], "building": [], "view": []}
+    for label, factor in networks.items():
+        columns["network"] += [label] * views
+        columns["building"] += [f"test{i % 4:03d}" for i in range(views)]
+        columns["view"] += [str(i) for i in range(views)]
+        for name, values in base.items():
+            columns.setdefault(name, []).extend(factor * values)
+    write_csv(places.results(key) / "images.csv", columns)
+
+
+def stored(folder: Path) -> list[Stage]:
+    """Result files of the tiny scale in which consistency is ten per cent better."""
+    places, stages = Places(folder), plan(TINY, folder, 2)
+    networks = {"baseline": 1.0}
+    for method, factor in (("consistency", 0.9), ("without", 1.0), ("without equal time", 1.0)):
+        networks |= {f"{method} {seed}": factor for seed in (0, 1)}
+    for key in ("test_normal", *(f"{kind}_normal" for kind in OTHER_SETS), "blur_2_normal"):
+        store(places, key, networks)
+    store(places, "fraction_50percent", {"baseline": 1, "without": 1, "consistency": 0.8})
+    for kind in OTHER_SETS:
+        store(places, f"adapted_{kind}", {f"{m} {n}": f for m, f in
+              (("without", 1.0), ("consistency", 0.9)) for n in (0, 2)})  # fmt: skip
+    for name, r in (("labels", 0.4), ("predictions", 0.6)):
+        for key in (f"energy_val_{name}", f"energy_{name}"):
+            values = {"value": r, "p": 0.0, "low": r - 0.1, "high": r + 0.1}
+            places.results(key).mkdir(parents=True)
+            (places.results(key) / "statistics.json").write_text(
+                json.dumps({"pearson": values, "spearman": values}))  # fmt: skip
+        write_csv(places.results(f"shift_{name}") / "shift.csv", {
+            "shift": ["clean", "blur (σ)", "blur (σ)"], "level": [0.0, 1.0, 2.0],
+            "auc": [float("nan"), r, r + 0.1]})  # fmt: skip
+    for stage in stages[:3]:
+        mark = program.mark_of(folder, stage)
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text(json.dumps({
+            "stage": stage.name, "seconds": 60, "finished": "2026-11-21 10:00",
+            "hardware": {"gpu": None, "processor": "a processor", "cores": 2, "torch": "2"},
+            "commands": [f"python -m train --results-dir={folder}/runs/a"]}))  # fmt: skip
+    return stages
+
+
+def test_the_report_is_of_the_result_files_alone(tmp_path):
+    stages = stored(tmp_path / "work")
+    page = tmp_path / "docs" / "results.md"
+    write_page(page, tmp_path / "work", "tiny", 2, stages)
+    text = page.read_text(encoding="utf-8")
+    assert "| test rooms | without | -10.0 % [-10.0, -10.0] | -10.0 % [-10.0, -10.0] |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| percep_curv × 100, true"))
+    assert row.endswith("| -10.0 % [-10.0, -10.0] |")
+    assert "| 50 % |" in text and "-20.0 % [-20.0, -20.0]" in text
+    assert "| predictions | 0.600 [0.50, 0.70] | 0.600 [0.50, 0.70] |" in text
+    assert "the networks trained on predictions are chosen" in text
+    assert "| blur (σ) | 2 | 0.500 | 0.700 |" in text
+    assert "3 of" in text and "a processor, 2 cores" in text and "2026-11-21" in text
+    assert "python -m train --results-dir=runs/a" in text and str(tmp_path) not in text
+    for name in ("degraded", "auc"):
+        assert f"results/{name}.png" in text
+        with Image.open(page.parent / "results" / f"{name}.png") as picture:
+            assert picture.width > 300
+
+
+def test_an_empty_report_says_what_was_not_measured(run, tmp_path, commands):
+    status, said, _ = reproduce(run, tmp_path, "--only=report")
+    assert status == 0 and not commands[0], said
+    text = (tmp_path / "page" / "results.md").read_text(encoding="utf-8")
+    assert text.count("not measured") >= 5 and "0 of" in text
+
+
+def test_the_mean_change_weighs_every_error_alike():
+    rng = np.random.default_rng(0)
+    first = {"a": 1 + rng.random(8), "b": 100 + rng.random(8)}
+    second = {"a": 0.8 * first["a"], "b": 1.1 * first["b"]}
+    found = mean_change([first], [second], ["a", "b"], list("xxyyzzww"), 200)
+    assert found.percent == pytest.approx(-5.0, abs=0.2) and found.low < found.value < found.high
+
+
+@pytest.mark.slow
+def test_from_nothing_to_the_report(run, tmp_path, monkeypatch):
+    """The tiny scale end to end, in a folder with a space in its name.
+
+    Every command runs through its program's command line, in this process.
+    """
+    folder = tmp_path / "all of it"
+
+    def call(module, words):
+        status, said, _ = run(*words, program=module, defaults=False)
+        assert status == 0, f"{module} {words}: {said}"
+
+    def run_here(command, log_file, name):
+        call(command[2], command[3:])
+
+    def train_here(trainer, transfer, flags):
+        call(trainer, [transfer, *as_arguments({**flags, "visdom_server": "none"})])
+        return 0
+
+    monkeypatch.setattr(program, "run", run_here)
+    monkeypatch.setattr(train_edges, "_run", train_here)
+    page, count = folder / "page" / "results.md", len(plan(TINY, folder, 1))
+    program.main(scale="tiny", output_dir=str(folder), report=str(page))
+    text = page.read_text(encoding="utf-8")
+    assert f"{count} of {count} stages are done" in text
+    for word in ("test rooms | without |", "| 50 % |", "other_camera | 2 |", "are chosen"):
+        assert word in text, word
+    assert "random_perceptual" not in text or program.is_trainable("random_perceptual_normal")
+    assert (page.parent / "results" / "auc.png").is_file()
+    monkeypatch.setattr(program, "run", None)  # nothing is run again
+    program.main(scale="tiny", output_dir=str(folder), report=str(page))
