@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from loading.bad_files import Bad, BadFiles, BadView, first_good, reason_of_file
 from loading.layouts import View
 from loading.packs import PACKED, Pack, find_pack
+from loading.view_index import Views
 from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
 from utils import UserError, log, reason_of
 
@@ -63,10 +64,11 @@ class TaskDataset(Dataset):
         keep: bool = False,
     ) -> None:
         self.tasks = tuple(tasks)
-        self.views = list(views)
+        self.views: Sequence[View] = views if isinstance(views, Views) else list(views)
         self.image_size = image_size
         self._kept: dict[View, tuple[Tensor, ...]] | None = {} if keep else None
-        folders = {view.data_dir for view in views if view.layout == PACKED}
+        some = self.views.firsts() if isinstance(self.views, Views) else self.views
+        folders = {view.data_dir for view in some if view.layout == PACKED}
         packs = {folder: find_pack(folder) for folder in sorted(folders)}
         self.packs: dict[Path, Pack] = {f: pack for f, pack in packs.items() if pack}
         for pack in self.packs.values():
@@ -264,13 +266,37 @@ class EndlessSampler(Sampler):
     def _draws(self, first: int) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(first // self.size):
-            torch.randperm(self.size, generator=generator)
+            self._order(generator)
         draw = first // self.size * self.size
         while True:
-            for index in torch.randperm(self.size, generator=generator).tolist():
-                if draw >= first:
+            order = self._order(generator)
+            order, draw = order[max(0, first - draw) :], max(draw, first)
+            for part in order.split(1024):  # a list of all would take 40 bytes a view
+                for index in part.tolist():
                     yield draw, index
-                draw += 1
+                    draw += 1
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return a random permutation. The type does not change it, but halves its memory."""
+        dtype = torch.int32 if self.size < 2**31 else torch.int64
+        return torch.randperm(self.size, generator=generator, dtype=dtype)
+
+
+class BatchesInOrder(Sequence[list[int]]):
+    """The numbers of all views in order, in batches; the process `rank` of `count` gets a share."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, count: int = 1) -> None:
+        self.size, self.batch_size = size, batch_size
+        self._starts = range(0, size, batch_size)[rank::count]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = self._starts[index]
+        return list(range(start, min(start + self.batch_size, self.size)))
 
 
 class Reality:
@@ -307,9 +333,7 @@ class Reality:
         if endless:
             self.batches: Any = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
         else:
-            numbers = range(len(dataset))
-            batches = [list(numbers[i : i + batch_size]) for i in numbers[::batch_size]]
-            self.batches = batches[rank::count]
+            self.batches = BatchesInOrder(len(dataset), batch_size, rank, count)
         self.loader = DataLoader(
             _Tolerant(dataset),
             batch_sampler=self.batches,

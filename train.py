@@ -20,6 +20,7 @@ from datasets import Reality
 from devices import Ranks, free_memory, start_ranks, stop_ranks
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
+from loading.view_index import keep_indexes_in
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from measuring.demo_networks import TARGETS
@@ -128,7 +129,7 @@ def train(
     # ---- data and networks ----
     with ranks.first_before_others():  # the first rank may have to render the embedded rooms
         sources = find_sources(options, objective)
-    parts = find_parts(reads_of(objective), sources, options.data)
+        parts = find_parts(reads_of(objective), sources, options.data)  # it may write an index
     graph, losses, files = build_graph(objective, sources, options, device)
     defaults = defaults_for(objective, sources.embedded, options.data.fast)
     batch_size = options.run.batch_size or defaults.batch_size
@@ -248,6 +249,8 @@ def new_run(options: Options, ranks: Ranks) -> Path:
 def find_sources(options: Options, objective: Objective) -> Sources:
     """Return the data folders, model folders and network scale of the run."""
     add_layouts(options.data.layouts)
+    if options.data.index_dir is not None:
+        keep_indexes_in(None if options.data.index_dir == "none" else options.data.index_dir)
     networks = options.networks
     scale = networks.image_size, networks.width, networks.levels
     sources = settle(

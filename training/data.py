@@ -11,6 +11,7 @@ from devices import Ranks
 from energy import loss_of, paths_for, yardstick_of
 from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
+from loading.view_index import Views
 from sources import Sources
 from task_configs import TASKS, ImageTask, get_task
 from training.options import DataOptions, Objective
@@ -65,7 +66,7 @@ def _tasks(names: set[str]) -> tuple[ImageTask, ...]:
 class Part:
     """The views of one part of the data, and the domains to read from each view."""
 
-    views: list[View]
+    views: Sequence[View]
     tasks: tuple[ImageTask, ...]
 
 
@@ -140,7 +141,9 @@ def held_out_part(parts: Mapping[str, Part]) -> str:
 
 def trained_on(parts: Mapping[str, Part]) -> int:
     """Return the number of the closing table's views that the network is trained on too."""
-    return len(set(parts[held_out_part(parts)].views) & set(parts["train"].views))
+    held_out, train = parts[held_out_part(parts)].views, parts["train"].views
+    known = train if isinstance(train, Views) else set(train)
+    return sum(view in known for view in set(held_out))
 
 
 def kind_of_views(parts: Mapping[str, Part]) -> str:

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from backbones import Backbone
 from files import sha256
 from loading.packs import PACK_INDEX, PACKED
+from loading.view_index import Views
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
 
@@ -44,8 +46,9 @@ def views_digest(part: Part) -> str:
     data folder is.
     """
     digest = hashlib.sha256()
-    for view in part.views:
-        digest.update(repr((view.part, view.building, view.name)).encode())
+    keys = _keys(part)
+    while some := list(islice(keys, 10_000)):
+        digest.update("".join(map(repr, some)).encode())
     files = files_of(part)
     try:
         statuses = {key: os.stat(path) for key, path in files.items()}
@@ -57,6 +60,13 @@ def views_digest(part: Part) -> str:
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {reason_of(error)}") from None
     return digest.hexdigest()
+
+
+def _keys(part: Part) -> Iterator[tuple[str, str, str]]:
+    """Yield (part, building, name) of each view."""
+    if isinstance(part.views, Views):
+        return part.views.keys()
+    return ((view.part, view.building, view.name) for view in part.views)
 
 
 def files_of(part: Part) -> dict[tuple, Path]:
