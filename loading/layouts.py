@@ -19,6 +19,7 @@ import numpy as np
 
 from loading.near_misses import RGB_ENDINGS, what_is_there
 from loading.packs import PACKED, find_pack
+from loading.shards import SHARDED, find_shards, is_shards
 from loading.view_index import (
     SMALL,
     Key,
@@ -51,7 +52,7 @@ def _domain_file(task: ImageTask, view: str) -> str:
 
 # A data folder has the first layout for which it contains a file.
 LAYOUTS: dict[str, Layout] = {
-    "taskonomy": lambda t, b, v, p: t.path(Path(), b, v).as_posix(),
+    "taskonomy": lambda t, b, v, p: f"{b}_{t.folder}/{t.folder}/{_domain_file(t, v)}",
     "omnidata": lambda t, b, v, p: f"{t.folder}/{p}/{b}/{_domain_file(t, v)}",
     "multimae": lambda t, b, v, p: f"{t.folder}/{b}/{_domain_file(t, v)}",
     "multimae split": lambda t, b, v, p: f"{p}/{t.folder}/{b}/{_domain_file(t, v)}",
@@ -115,6 +116,11 @@ class View(NamedTuple):
             raise UserError(f"{self.data_dir} names no file of {task} for the view {self.name}")
         if self.layout == PACKED:
             raise UserError(f"{self.data_dir} is a pack: name the folder of the files themselves")
+        if self.layout == SHARDED:
+            raise UserError(
+                f"{self.data_dir}: shards are read by training only; for other programs name the "
+                f"folder of the files themselves (tar unpacks shards)"
+            )
         file = LAYOUTS[self.layout](task, self.building, self.name, self.part)
         return Path(self.data_dir) / file
 
@@ -151,6 +157,8 @@ class Place(NamedTuple):
             return listed.view_files(task, self.building, self.part)
         if pack := find_pack(self.data_dir):
             return dict.fromkeys(pack.view_names(task, self.building, self.part), "")
+        if shards := find_shards(self.data_dir):
+            return dict.fromkeys(shards.view_names(task, self.building, self.part), "")
         endings = self.endings(task)
         return {
             name: str(self.view(name).path(task).with_suffix(ending)) if ending else ""
@@ -182,13 +190,13 @@ class Place(NamedTuple):
 
         The views' names in it are a mark.
         """
-        if self.layout in (LISTED, PACKED):
+        if self.layout in (LISTED, PACKED, SHARDED):
             return task.name
         return _template(self.layout, task, self.building, MARKS["view"], self.part)
 
     def indexable(self, tasks: Sequence[ImageTask]) -> bool:
         """Whether a folder's times tell if its views have changed: if no folder is a view."""
-        if self.layout in (LISTED, PACKED):
+        if self.layout in (LISTED, PACKED, SHARDED):
             return False
         paths = (self.column(task).rpartition("/") for task in tasks)
         return all(
@@ -197,7 +205,7 @@ class Place(NamedTuple):
 
     def listing(self, tasks: Sequence[ImageTask]) -> Listing:
         """Return the views that have files of any of these tasks."""
-        if self.layout not in (LISTED, PACKED):
+        if self.layout not in (LISTED, PACKED, SHARDED):
             return Listing.of({self.column(task): self.endings(task) for task in tasks})
         files = {self.column(task): self.view_files(task) for task in tasks}
         listing = Listing.of({column: dict.fromkeys(found, "") for column, found in files.items()})
@@ -258,7 +266,9 @@ def check_data_dirs(data_dirs: Sequence[str | Path]) -> None:
     """Raise UserError if a data folder or list does not exist, or is named twice."""
     seen: dict[Path, str | Path] = {}
     for folder in data_dirs:
-        if not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
+        if is_shards(folder):
+            find_shards(folder)
+        elif not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
             raise UserError(f"no data folder {str(folder) or repr('')} (or list of views)")
         place = Path(folder).resolve()
         if place in seen:
@@ -272,7 +282,9 @@ def find_places(data_dir: str | Path) -> list[Place]:
 
     Raises UserError if the folder does not exist, or if the list cannot be used.
     """
-    data_dir = Path(data_dir)
+    shards, data_dir = find_shards(data_dir), Path(data_dir)
+    if shards:
+        return [Place(data_dir, SHARDED, *key) for key in shards.places()]
     if listed := find_list(data_dir):
         return [Place(data_dir, LISTED, *key) for key in listed.places()]
     if not data_dir.is_dir():
@@ -531,7 +543,7 @@ def hints_of(data_dir: str | Path, tasks: Sequence[ImageTask]) -> dict[ImageTask
     """Return the sentence of `what_lies_there` for each domain that the folder lacks."""
     if listed := find_list(data_dir):
         return {task: listed.why_missing(task) for task in tasks}
-    if not tasks or find_pack(data_dir):
+    if not tasks or find_pack(data_dir) or is_shards(data_dir):
         return dict.fromkeys(tasks, "")
     layout = find_layout(data_dir)
     first = {layout: LAYOUTS[layout]} if layout else {}

@@ -21,6 +21,7 @@ from utils import ROOT, UserError, check_positive, command_line
 
 HEAD = ("views", "files", "index", "find, s", "start, s", "main, MB", "all, MB")
 EACH = 9000  # views of a building, as in Taskonomy
+BYTES = 100_000  # of each file, none of which are on the disk: a run treats small data otherwise
 DOMAINS = (
     "rgb", "normal", "principal_curvature", "depth_zbuffer", "reshading", "edge_occlusion",
     "keypoints3d", "keypoints2d",
@@ -88,7 +89,7 @@ def main(
     num_workers: int = 4,
     reads: int = 200_000,
 ) -> None:
-    """Make empty files of so many views, and measure the start of a run on them.
+    """Make files without content for so many views, and measure the start of a run on them.
 
     Prints a table: seconds to find the views of all parts, seconds until the first batch could be
     loaded, and the memory that this takes, in the main process and in all processes together
@@ -157,6 +158,7 @@ def _make_building(folder: Path, tasks: list[str], building: int, count: int) ->
         first = next(paths)
         first.parent.mkdir(parents=True, exist_ok=True)
         first.touch()
+        os.truncate(first, BYTES)
         handle = os.open(first.parent, os.O_RDONLY)
         for path in paths:
             os.link(first.name, path.name, src_dir_fd=handle, dst_dir_fd=handle)

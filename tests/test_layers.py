@@ -17,7 +17,7 @@ FLOORS = [
     ["tables", "loading", "rooms", "transfers", "energy", "colouring"],
     ["backbones"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
-    ["packing", "logger", "sources", "label_cache", "other_networks"],
+    ["packing", "sharding", "streams", "logger", "sources", "label_cache", "other_networks"],
     ["training", "measuring"],
     ["consistency"],
     ["hubconf"],

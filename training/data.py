@@ -13,6 +13,7 @@ from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
 from loading.view_index import Views
 from sources import Sources
+from streams import ShardReality, is_sharded
 from task_configs import TASKS, ImageTask, get_task
 from training.options import DataOptions, Objective
 from utils import UserError, evenly_spaced, log
@@ -177,13 +178,15 @@ def make_realities(
         augment = data.dataaug and name == "train"
         # Loading processes have their own memory, and an augmented view differs each time.
         keep = data.num_workers in (None, 0) and not augment
-        keep = keep and TaskDataset(part.tasks, part.views, image_size).bytes < KEEP_BYTES
+        plain = TaskDataset(part.tasks, part.views, image_size)
+        kind = ShardReality if is_sharded(plain) else Reality
+        keep = keep and plain.bytes < KEEP_BYTES and kind is Reality
         dataset: TaskDataset
         if name == "train":
             dataset = TrainTaskDataset(part.tasks, part.views, image_size, augment, seed, keep)
         else:
             dataset = TaskDataset(part.tasks, part.views, image_size, keep)
-        realities[name] = Reality(
+        realities[name] = kind(
             name, dataset, batch_size, device, 0 if keep else _workers(data.num_workers),
             endless=name == "train", seed=seed, max_bad_fraction=data.max_bad_fraction,
             rank=ranks.rank, count=ranks.count,

@@ -9,6 +9,7 @@ from pathlib import Path
 from backbones import Backbone
 from files import sha256
 from loading.packs import PACK_INDEX, PACKED
+from loading.shards import REMOTE, SHARDED, find_shards
 from loading.view_index import Views
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
@@ -72,12 +73,18 @@ def _keys(part: Part) -> Iterator[tuple[str, str, str]]:
 def files_of(part: Part) -> dict[tuple, Path]:
     """Return at most `EXAMINED` files of evenly spaced views, {(view or folder, name): file}."""
     files: dict[tuple, Path] = {}
+    some = part.views.firsts() if isinstance(part.views, Views) else part.views
+    for folder in {view.data_dir for view in some if view.layout == SHARDED}:
+        shards = find_shards(folder)  # of those that are not local, only the views' names count
+        for number, url in enumerate(shards.urls if shards else ()):
+            if not REMOTE.match(url):
+                files[folder, str(number)] = Path(url)
     for view in evenly_spaced(part.views, max(1, EXAMINED // max(1, len(part.tasks)))):
         for task in part.tasks:
             if view.layout == PACKED:
                 for name in (PACK_INDEX, f"{task}.npy"):
                     files[view.data_dir, name] = Path(view.data_dir) / name
-            else:
+            elif view.layout != SHARDED:
                 files[view, task.name] = view.path(task)
     return files
 
