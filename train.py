@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from datasets import Reality
-from devices import Ranks, free_memory, start_ranks, stop_ranks
+from devices import Ranks, failing_together, free_memory, start_ranks, stop_ranks
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
 from loading.view_index import keep_indexes_in
@@ -100,16 +100,17 @@ def main(
     options = Options(config, data, networks, losses, compute, run)
     ranks, device = start_ranks()
     try:
-        resumed = None
-        if run.resume:
-            resumed = find_folder(run.resume, results_dir(options), config)
-            options = recorded_options(resumed, options, ranks.count)
-        objective = objective_of(options)
-        check_options(options, objective)
-        seed_everything(options.run.seed)
-        folder = resumed or ranks.from_first(new_run(options, ranks) if ranks.first else None)
-        with claimed(folder, is_new=not resumed) if ranks.first else nullcontext():
-            return train(options, objective, folder, resumed is not None, ranks, device)
+        with failing_together(ranks):
+            resumed = None
+            if run.resume:
+                resumed = find_folder(run.resume, results_dir(options), config)
+                options = recorded_options(resumed, options, ranks.count)
+            objective = objective_of(options)
+            check_options(options, objective)
+            seed_everything(options.run.seed)
+            folder = resumed or ranks.from_first(new_run(options, ranks) if ranks.first else None)
+            with claimed(folder, is_new=not resumed) if ranks.first else nullcontext():
+                return train(options, objective, folder, resumed is not None, ranks, device)
     finally:
         stop_ranks()
 
