@@ -79,7 +79,7 @@ def read_shard(url: str) -> Generator[tuple[Name, Content], None, None]:
     files = library().tariterators.tar_file_iterator
     current, content = None, dict[str, bytes]()
     try:
-        with _opened(url) as stream:
+        with _Opened(url) as stream:
             for file in files(stream, skip_meta=None):
                 key, name = split(file["fname"])
                 if key != current:
@@ -98,7 +98,7 @@ def _unreadable(url: str, error: Exception) -> UserError:
     return UserError(f"cannot read the shard {url}: {' '.join(reason_of(error).split())}")
 
 
-class _opened:
+class _Opened:
     """Opens a shard. When its reader stops early, what the sender says of that is ignored."""
 
     def __init__(self, url: str) -> None:
