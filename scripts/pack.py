@@ -60,24 +60,32 @@ def main(
     if verify:
         _verify(data_dir, to)
         return
-    if to is None:
-        raise UserError("where to pack to? name the new folder with `to`")
     check_positive(image_size=image_size, shard_size=shard_size)
     check_loading(num_workers, max_bad_fraction)
+    if to is None:
+        raise UserError("where to pack to? name the new folder with `to`")
+    _check_kind(shards, image_size, num_workers, shard_size)
     add_layouts(layouts)
     chosen = [get_task(name) for name in domains] if domains else None
     if shards:
-        if image_size is not None or num_workers is not None:
-            raise UserError("`shards` hold the files as they are: no `image_size`, `num_workers`")
-        _print_shards(to, make_shards(
-            data_dir, to, shard_size or 1000, chosen, allow_missing, max_bad_fraction, quiet
-        ))  # fmt: skip
+        rest = shard_size or 1000, chosen, allow_missing, max_bad_fraction, quiet
+        _print_shards(to, make_shards(data_dir, to, *rest))
         return
-    if shard_size is not None:
-        raise UserError("`shard_size` is for `shards`")
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
-    size = 256 if image_size is None else image_size
-    counts = make_pack(data_dir, to, size, chosen, allow_missing, max_bad_fraction, workers, quiet)
+    common = image_size or 256, chosen, allow_missing, max_bad_fraction, workers, quiet
+    _print_pack(to, make_pack(data_dir, to, *common))
+
+
+def _check_kind(
+    shards: bool, image_size: int | None, num_workers: int | None, shard_size: float | None
+) -> None:
+    if shards and (image_size is not None or num_workers is not None):
+        raise UserError("`shards` hold the files as they are: no `image_size`, `num_workers`")
+    if shard_size is not None and not shards:
+        raise UserError("`shard_size` is for `shards`")
+
+
+def _print_pack(to: str, counts: tuple[int, int] | None) -> None:
     if counts is None:
         print(f"pack: {to} is complete")
         return
