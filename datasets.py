@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 from itertools import islice
 from multiprocessing import queues
 from pathlib import Path
@@ -27,6 +28,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from loading.bad_files import Bad, BadFiles, BadView, first_good, reason_of_file
 from loading.layouts import View
 from loading.packs import PACKED, Pack, find_pack
+from loading.shards import SHARDED, Content, Shards, file_of, find_shards, key_of
+from loading.view_index import Views
 from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
 from utils import UserError, log, reason_of
 
@@ -63,10 +66,12 @@ class TaskDataset(Dataset):
         keep: bool = False,
     ) -> None:
         self.tasks = tuple(tasks)
-        self.views = list(views)
+        self.views: Sequence[View] = views if isinstance(views, Views) else list(views)
         self.image_size = image_size
         self._kept: dict[View, tuple[Tensor, ...]] | None = {} if keep else None
-        folders = {view.data_dir for view in views if view.layout == PACKED}
+        some = self.views.firsts() if isinstance(self.views, Views) else self.views
+        folders = {view.data_dir for view in some if view.layout == PACKED}
+        self._found: dict[Path, Shards] = {}
         packs = {folder: find_pack(folder) for folder in sorted(folders)}
         self.packs: dict[Path, Pack] = {f: pack for f, pack in packs.items() if pack}
         for pack in self.packs.values():
@@ -112,18 +117,35 @@ class TaskDataset(Dataset):
         if view.data_dir in self.packs:
             pack = self.packs[view.data_dir]
             return pack.load(self.tasks, view.part, view.building, view.name)
+        if view.layout == SHARDED:
+            return self.decoded(
+                view, self.shards_of(view).load((view.part, *view[1:3])), share, jitter
+            )
+        return self.decoded(view, None, share, jitter)
+
+    def decoded(
+        self,
+        view: View,
+        content: Content | None,
+        share: float | None = None,
+        jitter: ColourJitter | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the tensors of a view, from its files or from their `content` in a shard.
+
+        Cropping and errors are those of `_read`.
+        """
         tensors: dict[ImageTask, Tensor] = {}
         sizes: dict[str, tuple[int, int]] = {}
         reasons: dict[str, str] = {}
         with ExitStack() as stack:
             files: dict[str, Image.Image] = {}  # tasks may share a file: open it only once
             for task in self.tasks:
-                path = str(view.path(task))
+                path, source = self._file(view, task, content)
                 if path in reasons:
                     continue
                 try:
                     if path not in files:
-                        files[path] = stack.enter_context(open_file(path, self.image_size))
+                        files[path] = stack.enter_context(open_file(source, self.image_size))
                         sizes[path] = files[path].size
                     crop = None if share is None else round(share * min(sizes[path]))
                     values = task.encode(files[path], self.image_size, crop, jitter)
@@ -142,6 +164,28 @@ class TaskDataset(Dataset):
         if reasons:
             raise BadView(reasons)
         return tuple(tensors[task] for task in self.tasks)
+
+    def _file(
+        self, view: View, task: ImageTask, content: Content | None
+    ) -> tuple[str, str | BytesIO]:
+        """Return the name of a view's file for messages, and the file."""
+        if content is None:
+            path = str(view.path(task))
+            return path, path
+        name = file_of(task, list(content))
+        shards, key = self.shards_of(view), (view.part, view.building, view.name)
+        return (
+            f"{shards.urls[shards.where(key)[0]]}: {key_of(*key)}.{name or task.folder}",
+            BytesIO(content[name] if name else b""),
+        )
+
+    def shards_of(self, view: View) -> Shards:
+        """Return the shards that hold a view, as they were when they were first asked for."""
+        if view.data_dir not in self._found:  # once: it looks at the shards
+            shards = find_shards(view.data_dir)
+            assert shards is not None
+            self._found[view.data_dir] = shards
+        return self._found[view.data_dir]
 
 
 class TrainTaskDataset(TaskDataset):
@@ -175,12 +219,15 @@ class TrainTaskDataset(TaskDataset):
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, ...]:  # type: ignore[override]
         draw, number = index
         view = self.views[number]
+        return self._read(view, *self.augmentation(draw)) if self.augment else self.load(view)
+
+    def augmentation(self, draw: int) -> tuple[float | None, ColourJitter | None]:
+        """Return the share of the image to crop to and the colour jitter of a draw, if any."""
         if not self.augment:
-            return self.load(view)
+            return None, None
         rng = random.Random(f"{self.seed}/{draw}")
         share = rng.uniform(*CROP_SHARE) if rng.random() < 0.5 else 1.0
-        jitter = draw_jitter(rng) if rng.random() < 0.5 else None
-        return self._read(view, share, jitter)
+        return share, draw_jitter(rng) if rng.random() < 0.5 else None
 
 
 def draw_jitter(rng: random.Random) -> ColourJitter:
@@ -216,7 +263,7 @@ class _Tolerant(Dataset):
         return tensors, (number + len(bad)) % count, bad
 
 
-def _collate(samples: list[tuple]) -> tuple[list[Tensor] | None, list[int], list[Bad], int]:
+def collate(samples: list[tuple]) -> tuple[list[Tensor] | None, list[int], list[Bad], int]:
     """Collate samples of `_Tolerant` to (batch of the good ones or None, their views,
     bad views, number of samples)."""
     good = [(tensors, number) for tensors, number, _ in samples if tensors is not None]
@@ -264,13 +311,37 @@ class EndlessSampler(Sampler):
     def _draws(self, first: int) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(first // self.size):
-            torch.randperm(self.size, generator=generator)
+            self._order(generator)
         draw = first // self.size * self.size
         while True:
-            for index in torch.randperm(self.size, generator=generator).tolist():
-                if draw >= first:
+            order = self._order(generator)
+            order, draw = order[max(0, first - draw) :], max(draw, first)
+            for part in order.split(1024):  # a list of all would take 40 bytes a view
+                for index in part.tolist():
                     yield draw, index
-                draw += 1
+                    draw += 1
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return a random permutation. The type does not change it, but halves its memory."""
+        dtype = torch.int32 if self.size < 2**31 else torch.int64
+        return torch.randperm(self.size, generator=generator, dtype=dtype)
+
+
+class BatchesInOrder(Sequence[list[int]]):
+    """The numbers of all views in order, in batches; the process `rank` of `count` gets a share."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, count: int = 1) -> None:
+        self.size, self.batch_size = size, batch_size
+        self._starts = range(0, size, batch_size)[rank::count]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = self._starts[index]
+        return list(range(start, min(start + self.batch_size, self.size)))
 
 
 class Reality:
@@ -307,17 +378,15 @@ class Reality:
         if endless:
             self.batches: Any = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
         else:
-            numbers = range(len(dataset))
-            batches = [list(numbers[i : i + batch_size]) for i in numbers[::batch_size]]
-            self.batches = batches[rank::count]
+            self.batches = BatchesInOrder(len(dataset), batch_size, rank, count)
         self.loader = DataLoader(
             _Tolerant(dataset),
             batch_sampler=self.batches,
             num_workers=num_workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
         )
 
     def __len__(self) -> int:
@@ -399,7 +468,7 @@ class Reality:
         )
 
 
-def _prepare_worker(number: int) -> None:
+def prepare_worker(number: int) -> None:
     """End this loading process if it cannot send a batch.
 
     Python would print the error and go on, and the main process would wait for the batch for

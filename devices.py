@@ -10,7 +10,8 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from torch import Tensor, nn
 
 from utils import UserError, reason_of
 
+FAILED = "xtconsistency/failed"  # key of the ranks' store: how many ranks have failed
+LOOK, GRACE = 2.0, 10.0  # seconds between looks at it, and until a rank is ended that goes on
+REACHED = datetime.timedelta(seconds=60)  # timeout for connecting to the store
+# What communication raises if another rank has ended.
+LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process")
 WAIT = datetime.timedelta(minutes=30)  # timeout; long enough for rank 0 to render the rooms
 
 # ---- one device ---------------------------------------------------------------------
@@ -240,6 +246,69 @@ def start_ranks() -> tuple[Ranks, torch.device]:
         sys.stdout = open(os.devnull, "w")
     hosts = dist.new_group(backend="gloo", timeout=WAIT) if cuda else None
     return Ranks(rank, count, hosts), device
+
+
+class FailureWatch(threading.Thread):
+    """Ends this process when another rank has failed and this one does not notice by itself.
+
+    A rank may be in a step or wait for data for long. `store` is shared by all ranks; `end` is
+    called `GRACE` seconds after one of them has failed, or if the store cannot be reached.
+    """
+
+    def __init__(self, store: Any, end: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._store, self._end = store, end
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look into the store every `LOOK` seconds."""
+        while not self._over.wait(LOOK):
+            try:
+                failed = self._store.check([FAILED])
+            except RuntimeError:
+                failed = True
+            if failed:
+                if not self._over.wait(GRACE):
+                    self._end()
+                return
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+
+@contextmanager
+def failing_together(ranks: Ranks) -> Iterator[None]:
+    """Within the block, the failure of one rank ends all of them, with one message.
+
+    The rank that fails first tells the others by the ranks' store, and its exception passes. The
+    others end with status 1 and say nothing. If a rank ends without a word, because it was
+    killed, the first one that misses it raises UserError.
+    """
+    if ranks.count == 1:
+        yield
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*address, is_master=False, timeout=REACHED)  # not the one of the groups
+    watch = FailureWatch(store, lambda: os._exit(1))
+    watch.start()
+    try:
+        yield
+    except Exception as error:
+        try:
+            is_first = store.add(FAILED, 1) == 1
+        except RuntimeError:  # the process with the store has failed
+            is_first = False
+        if not is_first:
+            raise SystemExit(1) from None
+        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+            raise UserError(
+                f"rank {ranks.rank} has lost another process of this training, which was ended "
+                f"from outside, often for lack of memory: all end (`resume` goes on)"
+            ) from error
+        raise
+    finally:
+        watch.stop()
 
 
 def stop_ranks() -> None:

@@ -19,6 +19,7 @@ from datasets import Reality, TaskDataset
 from files import only_process_in, read_json, write_json
 from loading.layouts import Place, find_buildings, find_places, find_views, hints_of, no_views
 from loading.packs import PACK_INDEX, PACK_VERSION, Pack, digests, encoding_of, find_pack, packed
+from loading.shards import is_shards
 from task_configs import TASKS, ImageTask
 from utils import UserError, log
 
@@ -240,12 +241,14 @@ def make_pack(
     source, target = Path(source), Path(target)
     if not target.name or target.name == "..":
         raise UserError(f"`to` is the name of a new folder, not {target}")
+    if is_shards(source):
+        raise UserError(f"{source}: shards are not packed: name the folder of the files themselves")
     places = find_places(source)
     if not places:
         raise no_views([source], tasks or ())
     if find_pack(source):
         raise UserError(f"{source} is a pack already: name the folder of the files themselves")
-    chosen = list(tasks or _tasks_with_files(places))
+    chosen = list(tasks or tasks_with_files(places))
     if not chosen:
         raise no_views([source])
     if not tasks:
@@ -275,5 +278,5 @@ def _warn_of_misnamed(source: Path, chosen: Sequence[ImageTask]) -> None:
             log.warning("%s is not packed: %s", task, hint)
 
 
-def _tasks_with_files(places: Sequence[Place]) -> list[ImageTask]:
+def tasks_with_files(places: Sequence[Place]) -> list[ImageTask]:
     return [task for task in TASKS.values() if any(place.view_names(task) for place in places)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -111,12 +112,13 @@ def check_size(size: tuple[int, int], image_size: int) -> None:
 
 
 @contextmanager
-def open_file(path: str | Path, image_size: int) -> Iterator[Image.Image]:
-    """Open an image file of one of the `FORMATS`, after checking its dimensions.
+def open_file(path: str | Path | BinaryIO, image_size: int) -> Iterator[Image.Image]:
+    """Open an image file (or its bytes) of one of the `FORMATS`, after checking its dimensions.
 
     Raises one of READ_ERRORS.
     """
-    check_regular(path)
+    if isinstance(path, str | Path):
+        check_regular(path)
     with Image.open(path, formats=FORMATS) as image:
         check_size(image.size, image_size)
         yield image

@@ -18,11 +18,12 @@ import torch
 import torchvision
 
 from datasets import Reality
-from devices import Ranks, free_memory, start_ranks, stop_ranks
+from devices import Ranks, failing_together, free_memory, start_ranks, stop_ranks
 from files import sha256
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
+from loading.view_index import keep_indexes_in
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from measuring.demo_networks import TARGETS
@@ -105,16 +106,17 @@ def main(
     options = Options(config, data, networks, losses, methods, compute, run)
     ranks, device = start_ranks()
     try:
-        resumed = None
-        if run.resume:
-            resumed = find_folder(run.resume, results_dir(options), config)
-            options = recorded_options(resumed, options, ranks.count)
-        objective = objective_of(options)
-        check_options(options, objective)
-        seed_everything(options.run.seed)
-        folder = resumed or ranks.from_first(new_run(options, ranks) if ranks.first else None)
-        with claimed(folder, is_new=not resumed) if ranks.first else nullcontext():
-            return train(options, objective, folder, resumed is not None, ranks, device)
+        with failing_together(ranks):
+            resumed = None
+            if run.resume:
+                resumed = find_folder(run.resume, results_dir(options), config)
+                options = recorded_options(resumed, options, ranks.count)
+            objective = objective_of(options)
+            check_options(options, objective)
+            seed_everything(options.run.seed)
+            folder = resumed or ranks.from_first(new_run(options, ranks) if ranks.first else None)
+            with claimed(folder, is_new=not resumed) if ranks.first else nullcontext():
+                return train(options, objective, folder, resumed is not None, ranks, device)
     finally:
         stop_ranks()
 
@@ -134,7 +136,7 @@ def train(
     # ---- data and networks ----
     with ranks.first_before_others():  # the first rank may have to render the embedded rooms
         sources = find_sources(options, objective)
-    parts = find_parts(reads_of(objective), sources, options.data)
+        parts = find_parts(reads_of(objective), sources, options.data)  # it may write an index
     graph, losses, files = build_graph(objective, sources, options, device)
     defaults = defaults_for(objective, sources.embedded, options.data.fast)
     batch_size = options.run.batch_size or defaults.batch_size
@@ -254,6 +256,8 @@ def new_run(options: Options, ranks: Ranks) -> Path:
 def find_sources(options: Options, objective: Objective) -> Sources:
     """Return the data folders, model folders and network scale of the run."""
     add_layouts(options.data.layouts)
+    if options.data.index_dir is not None:
+        keep_indexes_in(None if options.data.index_dir == "none" else options.data.index_dir)
     networks = options.networks
     scale = networks.image_size, networks.width, networks.levels
     sources = settle(

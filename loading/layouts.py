@@ -1,20 +1,36 @@
 """Finding the views of a data folder, and their files.
 
 `LAYOUTS` is the table of folder layouts. The layout of a data folder is detected from its
-files. Its views are those that have files for all tasks. They are listed once, at start.
+files. Its views are those that have files for all tasks. They are listed once, at start; for
+large folders, `loading.view_index` keeps what was listed.
 """
 
+import hashlib
 import os
 import re
 import runpy
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from loading.near_misses import RGB_ENDINGS, what_is_there
 from loading.packs import PACKED, find_pack
+from loading.shards import SHARDED, find_shards, is_shards
+from loading.view_index import (
+    SMALL,
+    Key,
+    Listing,
+    Search,
+    Times,
+    Views,
+    folder_times,
+    index_of,
+    settled,
+)
 from loading.view_lists import LISTED, find_list
 from task_configs import TASKS, ImageTask
 from utils import UserError, log
@@ -36,7 +52,7 @@ def _domain_file(task: ImageTask, view: str) -> str:
 
 # A data folder has the first layout for which it contains a file.
 LAYOUTS: dict[str, Layout] = {
-    "taskonomy": lambda t, b, v, p: t.path(Path(), b, v).as_posix(),
+    "taskonomy": lambda t, b, v, p: f"{b}_{t.folder}/{t.folder}/{_domain_file(t, v)}",
     "omnidata": lambda t, b, v, p: f"{t.folder}/{p}/{b}/{_domain_file(t, v)}",
     "multimae": lambda t, b, v, p: f"{t.folder}/{b}/{_domain_file(t, v)}",
     "multimae split": lambda t, b, v, p: f"{p}/{t.folder}/{b}/{_domain_file(t, v)}",
@@ -100,6 +116,11 @@ class View(NamedTuple):
             raise UserError(f"{self.data_dir} names no file of {task} for the view {self.name}")
         if self.layout == PACKED:
             raise UserError(f"{self.data_dir} is a pack: name the folder of the files themselves")
+        if self.layout == SHARDED:
+            raise UserError(
+                f"{self.data_dir}: shards are read by training only; for other programs name the "
+                f"folder of the files themselves (tar unpacks shards)"
+            )
         file = LAYOUTS[self.layout](task, self.building, self.name, self.part)
         return Path(self.data_dir) / file
 
@@ -136,24 +157,118 @@ class Place(NamedTuple):
             return listed.view_files(task, self.building, self.part)
         if pack := find_pack(self.data_dir):
             return dict.fromkeys(pack.view_names(task, self.building, self.part), "")
-        template = _template(self.layout, task, self.building, MARKS["view"], self.part)
-        files: dict[str, str] = {}
-        usual = self.view("VIEW").path(task).suffix
-        for names in _matches(self.data_dir, template):
+        if shards := find_shards(self.data_dir):
+            return dict.fromkeys(shards.view_names(task, self.building, self.part), "")
+        endings = self.endings(task)
+        return {
+            name: str(self.view(name).path(task).with_suffix(ending)) if ending else ""
+            for name, ending in endings.items()
+        }
+
+    def endings(self, task: ImageTask) -> dict[str, str]:
+        """Return the ending of each view's file, {name: ending}; "" if it is the layout's."""
+        template, usual = self.column(task), self.view("VIEW").path(task).suffix
+        folder, _, file = template.rpartition("/")
+        found: Iterable[dict[str, str]] = _matches(self.data_dir, template)
+        if self.indexable([task]):  # all files are in one folder, which takes less time to list
+            there = not folder or any(True for _ in _matches(self.data_dir, folder, folders=True))
+            found = (names for _, names in _children(self.data_dir / folder, file)) if there else ()
+        endings: dict[str, str] = {}
+        for names in found:
             name, ending = names["view"], names.get("ending", usual)
-            if ending == usual:
-                files[name] = ""  # goes before a JPEG of the same view
-            else:
-                other = str(self.view(name).path(task).with_suffix(ending))
-                files[name] = min(other, files.get(name, other))
-        return files
+            # the layout's own goes before a JPEG of the same view
+            endings[name] = "" if ending == usual else min(ending, endings.get(name, ending))
+        return endings
+
+    @property
+    def key(self) -> Key:
+        """What the place is called in the index of its data folder."""
+        return self.layout, self.part, self.building
+
+    def column(self, task: ImageTask) -> str:
+        """Return what a domain's files are called in listings: the layout's path of them.
+
+        The views' names in it are a mark.
+        """
+        if self.layout in (LISTED, PACKED, SHARDED):
+            return task.name
+        return _template(self.layout, task, self.building, MARKS["view"], self.part)
+
+    def indexable(self, tasks: Sequence[ImageTask]) -> bool:
+        """Whether a folder's times tell if its views have changed: if no folder is a view."""
+        if self.layout in (LISTED, PACKED, SHARDED):
+            return False
+        paths = (self.column(task).rpartition("/") for task in tasks)
+        return all(
+            MARKS["view"] in name and MARKS["view"] not in folder for folder, _, name in paths
+        )
+
+    def listing(self, tasks: Sequence[ImageTask]) -> Listing:
+        """Return the views that have files of any of these tasks."""
+        if self.layout not in (LISTED, PACKED, SHARDED):
+            return Listing.of({self.column(task): self.endings(task) for task in tasks})
+        files = {self.column(task): self.view_files(task) for task in tasks}
+        listing = Listing.of({column: dict.fromkeys(found, "") for column, found in files.items()})
+        listing.paths = files if self.layout == LISTED else {}
+        return listing
+
+
+class Block:
+    """Some views of a place, each made when it is asked for.
+
+    `rows` are their rows in the place's listing, ascending. The views are read for `tasks`.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        listing: Listing,
+        rows: range | np.ndarray,
+        tasks: Sequence[ImageTask],
+    ) -> None:
+        self.place, self._listing, self._rows, self._tasks = place, listing, rows, tasks
+        self._columns = {task: place.column(task) for task in tasks}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> View:
+        return self._view(int(self._rows[number]))
+
+    def _view(self, row: int) -> View:
+        name = self._listing.name(row)
+        view = self.place.view(name)
+        found = {}
+        for task, column in self._columns.items():
+            if paths := self._listing.paths:
+                found[task] = {name: paths[column].get(name, "")}
+            elif ending := self._listing.ending(column, row):
+                found[task] = {name: str(view.path(task).with_suffix(ending))}
+        return self.place.view(name, found) if found else view
+
+    def __contains__(self, view: object) -> bool:
+        if not isinstance(view, View) or view[:1] + view[3:5] + view[1:2] != self.place:
+            return False
+        row = self._listing.row(view.name)
+        return row is not None and row in self._rows and self._view(row) == view
+
+    def part(self, start: int, stop: int) -> "Block":
+        """Return the views from number `start` to before `stop`."""
+        return Block(self.place, self._listing, self._rows[start:stop], self._tasks)
+
+    def keys(self) -> list[tuple[str, str, str]]:
+        """Return (part, building, name) of each view."""
+        names = self._listing.all_names()
+        return [(self.place.part, self.place.building, names[row]) for row in self._rows]
 
 
 def check_data_dirs(data_dirs: Sequence[str | Path]) -> None:
     """Raise UserError if a data folder or list does not exist, or is named twice."""
     seen: dict[Path, str | Path] = {}
     for folder in data_dirs:
-        if not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
+        if is_shards(folder):
+            find_shards(folder)
+        elif not str(folder) or not (Path(folder).is_dir() or find_list(folder)):
             raise UserError(f"no data folder {str(folder) or repr('')} (or list of views)")
         place = Path(folder).resolve()
         if place in seen:
@@ -167,7 +282,9 @@ def find_places(data_dir: str | Path) -> list[Place]:
 
     Raises UserError if the folder does not exist, or if the list cannot be used.
     """
-    data_dir = Path(data_dir)
+    shards, data_dir = find_shards(data_dir), Path(data_dir)
+    if shards:
+        return [Place(data_dir, SHARDED, *key) for key in shards.places()]
     if listed := find_list(data_dir):
         return [Place(data_dir, LISTED, *key) for key in listed.places()]
     if not data_dir.is_dir():
@@ -188,14 +305,45 @@ def find_places(data_dir: str | Path) -> list[Place]:
 
 def find_layout(data_dir: str | Path) -> str | None:
     """Return the first layout for which the folder contains a file, or else its folders."""
-    for folders in (False, True):
-        for layout in LAYOUTS:
-            for task in TASKS.values():
-                template = _template(layout, task)
-                template = template.rpartition("/")[0] if folders else template
-                if next(_matches(Path(data_dir), template, folders), None) is not None:
-                    return layout
+    index, table = index_of(data_dir), _digest_of_layouts()
+    known = index.layout(table)
+    if known is not None and _has_file(data_dir, known):
+        return known
+    looked_in: LookedIn = {}
+    for layout in LAYOUTS:
+        before = dict(looked_in)
+        if _has_file(data_dir, layout, looked_in):
+            if sum(count for _, count in before.values()) >= SMALL:
+                times = {
+                    str(Path(folder).relative_to(data_dir)): at
+                    for folder, (at, _) in before.items()
+                }
+                index.remember_layout(Search(table, layout, times))
+            return layout
+    for layout in LAYOUTS:
+        for task in TASKS.values():
+            folder = _template(layout, task).rpartition("/")[0]
+            if next(_matches(Path(data_dir), folder, folders=True), None) is not None:
+                return layout
     return None
+
+
+def _has_file(data_dir: str | Path, layout: str, looked_in: "LookedIn | None" = None) -> bool:
+    """Whether the folder contains a file of that layout.
+
+    Adds the folders that it lists to `looked_in`.
+    """
+    templates = dict.fromkeys(_template(layout, task) for task in TASKS.values())
+    return any(
+        next(_matches(Path(data_dir), template, looked_in=looked_in), None) is not None
+        for template in templates
+    )
+
+
+def _digest_of_layouts() -> str:
+    """Return a digest of the paths of all domains in all layouts."""
+    paths = [[name, *(_template(name, task) for task in TASKS.values())] for name in LAYOUTS]
+    return hashlib.sha256(repr(paths).encode()).hexdigest()
 
 
 def _template(layout: str, task: ImageTask, *names: str) -> str:
@@ -209,32 +357,60 @@ def _template(layout: str, task: ImageTask, *names: str) -> str:
     return stem + ENDING if is_rgb else path
 
 
-def _matches(folder: Path, template: str, folders: bool = False) -> Iterator[dict[str, str]]:
-    """Yield the names that stand for the marks, for each path below `folder` that matches."""
+# Folders in which a layout's files were looked for: {path: (times, number of entries)}.
+LookedIn = dict[str, tuple[Times, int]]
+
+
+def _matches(
+    folder: Path, template: str, folders: bool = False, looked_in: LookedIn | None = None
+) -> Iterator[dict[str, str]]:
+    """Yield the names that stand for the marks, for each path below `folder` that matches.
+
+    Adds the folders that it lists to `looked_in`.
+    """
     head, _, rest = template.partition("/")
-    for child, names in _children(folder, head, folders or bool(rest)):
+    for child, names in _children(folder, head, folders or bool(rest), looked_in):
+        if not rest:
+            yield names
+            continue
         below = rest
         for name in names.keys() & MARKS.keys():
             below = below.replace(MARKS[name], names[name])
-        for names_below in _matches(child, below, folders) if rest else ({},):
+        for names_below in _matches(folder / child, below, folders, looked_in):
             yield names | names_below
 
 
-def _children(folder: Path, head: str, folders: bool) -> Iterator[tuple[Path, dict[str, str]]]:
+def _children(
+    folder: Path, head: str, folders: bool = False, looked_in: LookedIn | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the entries of a folder that match the pattern `head`, except hidden ones."""
     pattern = r"(?!\.)" + re.escape(head)
     for name, mark in MARKS.items():
         pattern = pattern.replace(mark, f"(?P<{name}>.+)", 1).replace(mark, f"(?P={name})")
     regex = re.compile(pattern.replace(ENDING, f"(?P<ending>{RGB_ENDINGS})"), re.DOTALL)
+    times, count = settled(folder_times(folder)) if looked_in is not None else None, 0
     try:
-        entries = os.listdir(folder) if regex.groups else [head]
-        for name in entries:
-            match, path = regex.fullmatch(name), folder / name
-            # skip is_file() for listed files: there may be millions
-            if match and (path.is_dir() if folders else regex.groups or path.is_file()):
-                yield path, match.groupdict()
+        if not regex.groups:
+            path = folder / head
+            if regex.fullmatch(head) and (path.is_dir() if folders else path.is_file()):
+                yield head, {}
+        elif folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    count += 1
+                    if (match := regex.fullmatch(entry.name)) and entry.is_dir():
+                        yield entry.name, match.groupdict()
+        else:
+            for name in os.listdir(folder):  # without is_file(): there may be millions
+                count += 1
+                if match := regex.fullmatch(name):
+                    yield name, match.groupdict()
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    finally:
+        if looked_in is not None:
+            first, before = looked_in.get(str(folder), (times, 0))
+            looked_in[str(folder)] = first, before + count
 
 
 # ---- listing views ------------------------------------------------------------------
@@ -250,7 +426,7 @@ def find_views(
     data_dirs: Sequence[str | Path],
     buildings: Sequence[str],
     allow_missing: bool = False,
-) -> list[View]:
+) -> Sequence[View]:
     """Return the views of `buildings` that have files for all `tasks`, sorted.
 
     Logs which files are missing. Raises UserError if no view is complete or, unless
@@ -265,31 +441,28 @@ def find_views_and_tasks(
     data_dirs: Sequence[str | Path],
     buildings: Sequence[str],
     allow_missing: bool = False,
-) -> tuple[list[View], tuple[ImageTask, ...]]:
+) -> tuple[Sequence[View], tuple[ImageTask, ...]]:
     """Like `find_views`, for the `needed` tasks and those `wanted` tasks that are available.
 
     A wanted task is available if at most a tenth of the views lack it. Returns the views and
-    their tasks, in the order of `TASKS`.
+    their tasks, in the order of `TASKS`. Few views are a list, and many are `Views`.
     """
-    names = {
-        place: {
-            task: place.view_files(task) for task in (*needed, *wanted)
-            if task in needed or place.has(task)
-        }
-        for place in _places_of(data_dirs, buildings)
-    }  # fmt: skip
-    available = [task for task in wanted if _share_lacking(task, needed, names) <= TOLERATED]
+    listings = _listings(_places_of(data_dirs, buildings), needed, wanted)
+    available = [task for task in wanted if _share_lacking(task, needed, listings) <= TOLERATED]
     tasks = (*needed, *available)
-    views, seen, missing = [], 0, Counter[tuple[ImageTask, Place]]()
-    for place, names_by_task in names.items():
-        union = set().union(*(names_by_task[task] for task in tasks if task in names_by_task))
-        common = union.intersection(*(names_by_task.get(task, ()) for task in tasks))
-        seen += len(union)
-        for task in tasks:
-            if incomplete := len(union.difference(names_by_task.get(task, ()))):
+    blocks, seen, missing = [], 0, Counter[tuple[ImageTask, Place]]()
+    for place, listing in listings.items():
+        have = [listing.has(place.column(task)) for task in tasks]
+        union = np.logical_or.reduce(have)
+        count = int(union.sum())
+        seen += count
+        for task, has in zip(tasks, have, strict=True):
+            if incomplete := count - int(has.sum()):
                 missing[task, place] += incomplete
-        found = {task: files for task, files in names_by_task.items() if task in tasks}
-        views += [place.view(name, found) for name in sorted(common, key=_natural)]
+        rows = np.flatnonzero(np.logical_and.reduce(have)).astype(np.uint32)
+        whole = len(rows) == len(listing)
+        blocks.append(Block(place, listing, range(len(rows)) if whole else rows, tasks))
+    views = Views(blocks)
     folders = ", ".join(map(str, data_dirs))
     if not seen:
         raise no_views(data_dirs, tasks)
@@ -308,7 +481,41 @@ def find_views_and_tasks(
             raise UserError(text + hint)
         log.warning("%s; going on with the other %s", text, len(views))
     order = {name: number for number, name in enumerate(TASKS)}
-    return views, tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
+    in_order = tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
+    return views if len(views) * len(tasks) >= SMALL else list(views), in_order
+
+
+def _listings(
+    places: Sequence[Place], needed: Sequence[ImageTask], wanted: Sequence[ImageTask]
+) -> dict[Place, Listing]:
+    """Return the listing of each place, from the index of its data folder if it has one."""
+    tasks_of = {
+        place: [t for t in dict.fromkeys((*needed, *wanted)) if t in needed or place.has(t)]
+        for place in places
+    }
+    indexed = defaultdict[Path, dict[Key, Place]](dict)
+    for place, tasks in tasks_of.items():
+        if place.indexable(tasks):
+            indexed[place.data_dir][place.key] = place
+    found: dict[Place, Listing] = {}
+    for data_dir, keys in indexed.items():
+        found |= _from_index(data_dir, keys, tasks_of)
+    return {
+        place: found[place] if place in found else place.listing(tasks)
+        for place, tasks in tasks_of.items()
+    }
+
+
+def _from_index(
+    data_dir: Path, keys: Mapping[Key, Place], tasks_of: Mapping[Place, Sequence[ImageTask]]
+) -> dict[Place, Listing]:
+    """Return the listings of places in one data folder, from its index."""
+    tasks = {key: {p.column(task): task for task in tasks_of[p]} for key, p in keys.items()}
+    listings = index_of(data_dir).updated(
+        {key: list(columns) for key, columns in tasks.items()},
+        lambda key, column: keys[key].endings(tasks[key][column]),
+    )
+    return {keys[key]: listing for key, listing in listings.items()}
 
 
 def no_views(data_dirs: Sequence[str | Path], tasks: Sequence[ImageTask] = ()) -> UserError:
@@ -336,7 +543,7 @@ def hints_of(data_dir: str | Path, tasks: Sequence[ImageTask]) -> dict[ImageTask
     """Return the sentence of `what_lies_there` for each domain that the folder lacks."""
     if listed := find_list(data_dir):
         return {task: listed.why_missing(task) for task in tasks}
-    if not tasks or find_pack(data_dir):
+    if not tasks or find_pack(data_dir) or is_shards(data_dir):
         return dict.fromkeys(tasks, "")
     layout = find_layout(data_dir)
     first = {layout: LAYOUTS[layout]} if layout else {}
@@ -344,16 +551,14 @@ def hints_of(data_dir: str | Path, tasks: Sequence[ImageTask]) -> dict[ImageTask
 
 
 def _share_lacking(
-    task: ImageTask,
-    needed: Sequence[ImageTask],
-    names: Mapping[Place, Mapping[ImageTask, Mapping[str, str]]],
+    task: ImageTask, needed: Sequence[ImageTask], listings: Mapping[Place, Listing]
 ) -> float:
     """Return the share of views that lack this task, among those with all needed tasks."""
     total = missing = 0
-    for names_by_task in names.values():
-        common = set.intersection(*(set(names_by_task[other]) for other in needed))
-        total += len(common)
-        missing += len(common.difference(names_by_task.get(task, ())))
+    for place, listing in listings.items():
+        common = np.logical_and.reduce([listing.has(place.column(other)) for other in needed])
+        total += int(common.sum())
+        missing += int((common & ~listing.has(place.column(task))).sum())
     return missing / total if total else 0.0
 
 
@@ -368,9 +573,3 @@ def _places_of(data_dirs: Sequence[str | Path], buildings: Sequence[str]) -> lis
             key=lambda place: order[place.building],
         )
     ]
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key that puts point_2 before point_10."""
-    parts = [(part.isdecimal(), part) for part in name.split("_")]
-    return [(number, int(part) if number else 0, part) for number, part in parts]

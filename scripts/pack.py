@@ -4,14 +4,16 @@ python -m scripts.pack /data/taskonomy --to /data/taskonomy_256 --image-size 256
 """
 
 import os
+import shlex
 from pathlib import Path
 
 from datasets import check_loading
 from loading.layouts import add_layouts
 from loading.packs import PACK_INDEX, find_pack
 from packing import make_pack
+from sharding import make_shards
 from task_configs import get_task
-from utils import UserError, also_called, check_positive, command_line
+from utils import UserError, also_called, check_positive, command_line, counted
 
 
 @also_called(tasks="domains")
@@ -19,13 +21,15 @@ def main(
     data_dir: str,
     *,
     to: str | None = None,
-    image_size: int = 256,
+    image_size: int | None = None,
     domains: list | None = None,
     layouts: list | None = None,
     allow_missing: bool = False,
     max_bad_fraction: float = 0.01,
     num_workers: int | None = None,
     verify: bool = False,
+    shards: bool = False,
+    shard_size: float | None = None,
     quiet: bool = False,
 ) -> None:
     """Pack a data set at one image size. Training takes the pack as --data-dirs.
@@ -39,7 +43,7 @@ def main(
         data_dir: the folder with the data set, or a list of views (docs/data.md); with
             --verify, a pack.
         to: the pack's folder, a new one.
-        image_size: pixels of the images' side, as the networks will take them.
+        image_size: pixels of the images' side, as the networks will take them (default: 256).
         domains: the domains to pack, comma-separated (default: all that have files).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
         allow_missing: go on where more than a tenth of the views lack a domain.
@@ -48,30 +52,60 @@ def main(
         num_workers: processes that read files (default: one a core).
         verify: compare a pack with the checksums that it records; nothing is packed. Training
             compares only the sizes and the ends of the arrays.
+        shards: write tar shards of the files as they are, to be read in sequence
+            (docs/data.md), instead of a pack.
+        shard_size: megabytes of each shard (default: 1000).
         quiet: no progress bar.
     """
     if verify:
         _verify(data_dir, to)
         return
+    check_positive(image_size=image_size, shard_size=shard_size)
+    check_loading(num_workers, max_bad_fraction)
     if to is None:
         raise UserError("where to pack to? name the new folder with `to`")
-    check_positive(image_size=image_size)
-    check_loading(num_workers, max_bad_fraction)
+    _check_kind(shards, image_size, num_workers, shard_size)
     add_layouts(layouts)
     chosen = [get_task(name) for name in domains] if domains else None
+    if shards:
+        rest = shard_size or 1000, chosen, allow_missing, max_bad_fraction, quiet
+        _print_shards(to, make_shards(data_dir, to, *rest))
+        return
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
-    counts = make_pack(
-        data_dir, to, image_size, chosen, allow_missing, max_bad_fraction, workers, quiet
-    )
+    common = image_size or 256, chosen, allow_missing, max_bad_fraction, workers, quiet
+    _print_pack(to, make_pack(data_dir, to, *common))
+
+
+def _check_kind(
+    shards: bool, image_size: int | None, num_workers: int | None, shard_size: float | None
+) -> None:
+    if shards and (image_size is not None or num_workers is not None):
+        raise UserError("`shards` hold the files as they are: no `image_size`, `num_workers`")
+    if shard_size is not None and not shards:
+        raise UserError("`shard_size` is for `shards`")
+
+
+def _print_pack(to: str, counts: tuple[int, int] | None) -> None:
     if counts is None:
         print(f"pack: {to} is complete")
         return
     count, left_out = counts
     pack = find_pack(to)
     assert pack is not None  # it was just made
-    size = sum(file.stat().st_size for file in Path(to).iterdir())
     note = f" ({left_out} left out)" if left_out else ""
-    print(f"pack: {count} views of {len(pack.encodings)} domains, {size / 1e6:.1f} MB: {to}{note}")
+    print(f"pack: {count} views of {len(pack.encodings)} domains, {_megabytes(to)}: {to}{note}")
+
+
+def _megabytes(folder: str) -> str:
+    return f"{sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6:.1f} MB"
+
+
+def _print_shards(to: str, counts: tuple[int, int, int]) -> None:
+    shards, views, left_out = counts
+    note = f" ({left_out} left out)" if left_out else ""
+    print(f"pack: {views} views in {counted(shards, 'shard')}, {_megabytes(to)}: {to}{note}")
+    pattern = f"shards:{Path(to) / Path(to).name}-{{000000..{shards - 1:06}}}.tar"
+    print(f"try it: python -m train multiperceptual_normal --data-dirs {shlex.quote(pattern)}")
 
 
 def _verify(folder: str, to: str | None) -> None:

@@ -321,6 +321,32 @@ def test_two_processes_cannot_train_in_one_folder(stopped):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_two_processes_that_resume_one_run(stopped):
+    """The second one is refused while the first one trains, which goes on."""
+    runs, _, _ = stopped
+    folder, inside, gate = runs.of("parts"), runs.folder / "inside", runs.folder / "gate"
+
+    def wait_in_a_step() -> None:
+        call = training.loop.Step.__call__
+
+        def waiting(*arguments):
+            inside.touch()
+            while not gate.exists():
+                time.sleep(0.01)
+            return call(*arguments)
+
+        training.loop.Step.__call__ = waiting
+
+    first = runs._start("first", f"--resume={folder}", prepare=wait_in_a_step)
+    while not inside.exists() and not first.ended():
+        time.sleep(0.01)
+    status, output = runs._start("second", f"--resume={folder}").finish()
+    gate.touch()
+    assert status == 2 and f"another process is writing into {folder}" in output.splitlines()[-1]
+    status, output = first.finish()
+    assert status == 0, output
+
+
 @pytest.mark.parametrize(
     "changes",
     [

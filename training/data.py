@@ -11,7 +11,9 @@ from devices import Ranks
 from energy import loss_of, paths_for, yardstick_of
 from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
+from loading.view_index import Views
 from sources import Sources
+from streams import ShardReality, is_sharded
 from task_configs import OWN_TASKS, TASKS, ImageTask, get_task
 from training.options import DataOptions, Objective
 from utils import UserError, evenly_spaced, log
@@ -73,7 +75,7 @@ def _tasks(names: set[str]) -> tuple[ImageTask, ...]:
 class Part:
     """The views of one part of the data, and the domains to read from each view."""
 
-    views: list[View]
+    views: Sequence[View]
     tasks: tuple[ImageTask, ...]
 
 
@@ -148,7 +150,9 @@ def held_out_part(parts: Mapping[str, Part | Reality]) -> str:
 
 def trained_on(parts: Mapping[str, Part]) -> int:
     """Return the number of the closing table's views that the network is trained on too."""
-    return len(set(parts[held_out_part(parts)].views) & set(parts["train"].views))
+    held_out, train = parts[held_out_part(parts)].views, parts["train"].views
+    known = train if isinstance(train, Views) else set(train)
+    return sum(view in known for view in set(held_out))
 
 
 def kind_of_views(parts: Mapping[str, Part]) -> str:
@@ -182,13 +186,15 @@ def make_realities(
         augment = data.dataaug and name == "train"
         # Loading processes have their own memory, and an augmented view differs each time.
         keep = data.num_workers in (None, 0) and not augment
-        keep = keep and TaskDataset(part.tasks, part.views, image_size).bytes < KEEP_BYTES
+        plain = TaskDataset(part.tasks, part.views, image_size)
+        kind = ShardReality if is_sharded(plain) else Reality
+        keep = keep and plain.bytes < KEEP_BYTES and kind is Reality
         dataset: TaskDataset
         if name == "train":
             dataset = TrainTaskDataset(part.tasks, part.views, image_size, augment, seed, keep)
         else:
             dataset = TaskDataset(part.tasks, part.views, image_size, keep)
-        realities[name] = Reality(
+        realities[name] = kind(
             name, dataset, batch_size, device, 0 if keep else _workers(data.num_workers),
             endless=name == "train", seed=seed, max_bad_fraction=data.max_bad_fraction,
             rank=ranks.rank, count=ranks.count,

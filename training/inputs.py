@@ -2,12 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from backbones import Backbone
 from files import sha256
 from loading.packs import PACK_INDEX, PACKED
+from loading.shards import REMOTE, SHARDED, find_shards
+from loading.view_index import Views
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
 
@@ -44,8 +47,9 @@ def views_digest(part: Part) -> str:
     data folder is.
     """
     digest = hashlib.sha256()
-    for view in part.views:
-        digest.update(repr((view.part, view.building, view.name)).encode())
+    keys = _keys(part)
+    while some := list(islice(keys, 10_000)):
+        digest.update("".join(map(repr, some)).encode())
     files = files_of(part)
     try:
         statuses = {key: os.stat(path) for key, path in files.items()}
@@ -59,15 +63,28 @@ def views_digest(part: Part) -> str:
     return digest.hexdigest()
 
 
+def _keys(part: Part) -> Iterator[tuple[str, str, str]]:
+    """Yield (part, building, name) of each view."""
+    if isinstance(part.views, Views):
+        return part.views.keys()
+    return ((view.part, view.building, view.name) for view in part.views)
+
+
 def files_of(part: Part) -> dict[tuple, Path]:
     """Return at most `EXAMINED` files of evenly spaced views, {(view or folder, name): file}."""
     files: dict[tuple, Path] = {}
+    some = part.views.firsts() if isinstance(part.views, Views) else part.views
+    for folder in {view.data_dir for view in some if view.layout == SHARDED}:
+        shards = find_shards(folder)  # of those that are not local, only the views' names count
+        for number, url in enumerate(shards.urls if shards else ()):
+            if not REMOTE.match(url):
+                files[folder, str(number)] = Path(url)
     for view in evenly_spaced(part.views, max(1, EXAMINED // max(1, len(part.tasks)))):
         for task in part.tasks:
             if view.layout == PACKED:
                 for name in (PACK_INDEX, f"{task}.npy"):
                     files[view.data_dir, name] = Path(view.data_dir) / name
-            else:
+            elif view.layout != SHARDED:
                 files[view, task.name] = view.path(task)
     return files
 

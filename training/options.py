@@ -29,6 +29,8 @@ class DataOptions:
         data_dirs: folders with data, or lists of views (docs/data.md), comma-separated
             (default: data/ of the job's base folder, else the embedded rooms).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
+        index_dir: folder in which the views of large data folders are listed, for later runs
+            (docs/scale.md; default: xtconsistency in the user's cache folder), or none.
         split: a split file (default: the first of config/split*.txt that fits the data).
         allow_missing: go on where more than a tenth of the views lack a domain.
         max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
@@ -42,6 +44,7 @@ class DataOptions:
 
     data_dirs: list | None = None
     layouts: list | None = None
+    index_dir: str | None = None
     split: str | None = None
     allow_missing: bool = False
     max_bad_fraction: float = 0.01

@@ -17,7 +17,8 @@ from utils import UserError, log
 RECORD = "run.json"
 # Options that a resumed run may change, because they do not affect the results.
 FREE = {"resume", "resume_anyway", "results_dir", "visdom_server", "visdom_port", "visdom_env",
-        "num_workers", "quiet", "save_every", "install", "force", "network"}  # fmt: skip
+        "num_workers", "index_dir", "quiet", "save_every", "install", "force",
+        "network"}  # fmt: skip
 
 
 def new_folder(results_dir: Path, options: Options, processes: int) -> Path:
