@@ -67,6 +67,7 @@ from training.run_folder import (
     new_folder,
     record_installed,
     recorded_options,
+    run_by,
 )
 from training.stopping import Stop, Stopped, stoppable
 from transfers import Scale
@@ -226,7 +227,7 @@ def fit(
             output.report = trainer.step.report()
     except Stopped as stopped:
         output.logger.close()
-        again = shlex.join(as_arguments({"network": output.record["arguments"]["network"]}))
+        again = shlex.join(as_arguments(run_by(output.record["arguments"])))
         print(
             f"stopped after step {trainer.global_step}; "
             f"python -m train --resume {output.folder}{again and f' {again}'} goes on"

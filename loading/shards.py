@@ -51,6 +51,11 @@ def library() -> Any:
         ) from None
 
 
+def runs_commands(place: str) -> bool:
+    """Whether reading from a place, as data folders are named, runs a command of the user's."""
+    return place.startswith(f"{PREFIX}pipe:")
+
+
 # ---- names --------------------------------------------------------------------------------
 
 

@@ -369,6 +369,23 @@ def test_an_edited_record_is_one_sentence(tmp_path, changes):
         recorded_options(tmp_path, Options(), 1)
 
 
+@pytest.mark.parametrize(
+    "flag, value",
+    [("layouts", ["mine.py"]), ("data_dirs", ["data", "shards:pipe:cat rooms-{0..1}.tar"])],
+)
+def test_no_record_makes_a_resumed_run_execute_code(tmp_path, flag, value):
+    flags = Options("example_normal").flags() | {flag: value}
+    record = {"config": "example_normal", "processes": 1, "arguments": flags}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"was begun with `{flag}` .*code is only run where you"):
+        recorded_options(tmp_path, Options(), 1)
+    again = Options.from_flags(Options().flags() | {flag: value})
+    assert recorded_options(tmp_path, again, 1).flags()[flag] == value
+    changed = Options.from_flags(Options().flags() | {flag: ["other.py"]})
+    with pytest.raises(UserError, match="leave it out|was begun with"):
+        recorded_options(tmp_path, changed, 1)
+
+
 def test_records_that_cannot_be_read_are_passed_over(tmp_path, capsys):
     for name, text in (("a", ""), ("b", "[" * 10**5), ("c", '{"config": "x", "started": "?"}')):
         (tmp_path / name).mkdir()

@@ -29,6 +29,7 @@ class DataOptions:
         data_dirs: folders with data, or lists of views (docs/data.md), comma-separated
             (default: data/ of the job's base folder, else the embedded rooms).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
+            --resume needs them again.
         index_dir: folder in which the views of large data folders are listed, for later runs
             (docs/scale.md; default: xtconsistency in the user's cache folder), or none.
         split: a split file (default: the first of config/split*.txt that fits the data).

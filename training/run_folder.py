@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from files import only_process_in, read_json, write_json
+from loading.shards import runs_commands
 from training.data import Part
 from training.inputs import changed_since, differences
 from training.options import Options
@@ -125,7 +126,7 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
             f"and goes on with as many, not {processes}: each takes its share of a batch"
         )
     flags = dict(recorded["arguments"])
-    _check_network(folder, flags.get("network"), requested["network"])
+    _check_code(folder, flags, requested)
     # The cosine schedule depends on the number of epochs, and both phases of a comparison
     # must have the same number.
     may_extend = recorded.get("schedule") == "constant" and not flags["compare_direct"]
@@ -145,20 +146,31 @@ def recorded_options(folder: Path, options: Options, processes: int) -> Options:
     return Options.from_flags(flags)
 
 
-def _check_network(folder: Path, before: str | None, now: str | None) -> None:
-    """Raise UserError unless the user names the file with the network again, or there is none.
+def run_by(flags: Mapping) -> dict:
+    """Return those of a run's flags, {name: value}, that make it run code: files, or commands."""
+    named = {name: flags.get(name) for name in ("network", "layouts")}
+    folders = flags.get("data_dirs") or []
+    named["data_dirs"] = folders if any(runs_commands(str(folder)) for folder in folders) else None
+    return {name: value for name, value in named.items() if value}
 
-    What the file holds is compared by `check_unchanged`.
+
+def _check_code(folder: Path, before: Mapping, now: Mapping) -> None:
+    """Raise UserError unless the user names again all code that the run in `folder` runs.
+
+    `before` and `now` are the flags, {name: value}. What the network's file holds is compared by
+    `check_unchanged`.
     """
-    if before and not now:
+    for name, value in run_by(before).items():
+        if not now[name]:
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            raise UserError(
+                f"the run in {folder} was begun with `{name}` {shlex.quote(text)}: add it (code is "
+                f"only run where you name it, not because {RECORD} does)"
+            )
+    if now["network"] and not before.get("network"):
         raise UserError(
-            f"the run in {folder} trains the network of {before}: add `network` "
-            f"{shlex.quote(before)} (code is only run from a file that you name)"
-        )
-    if now and not before:
-        raise UserError(
-            f"`network` {now}: the run in {folder} was begun with none; leave it out to go on "
-            f"with that run"
+            f"`network` {now['network']}: the run in {folder} was begun with none; leave it out to "
+            f"go on with that run"
         )
 
 
