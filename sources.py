@@ -26,6 +26,7 @@ from transfers import TRANSFERS, Scale, Transfer
 from utils import ROOT, Job, UserError, as_arguments, log
 
 SHIPPED = ROOT / "assets" / "rooms_models"
+REFITS = "on_predictions"  # in a models folder: its networks, refitted on predictions
 DEMO_MODELS = ROOT / "assets" / "demo_models"
 CONNECT_SECONDS = 15  # without an answer, after which a download is given up
 TRAINED = "trained"  # folder of networks trained here, inside the job's models folder
@@ -146,6 +147,17 @@ class Sources:
     def consistent(self, transfer: Transfer) -> Path | None:
         """Return the checkpoint trained with consistency, if the transfer has one, or None."""
         return find_variant(self.models_dirs, transfer.target) if has_variants(transfer) else None
+
+    def for_energy(self, transfer: Transfer) -> Path | None:
+        """Return the checkpoint that the energy takes where there is a choice, or None.
+
+        For rgb → target that is the one trained with consistency. For other networks, it is the
+        one refitted on predictions, in the folder REFITS beside the network that was refitted.
+        """
+        if transfer.source == "rgb":
+            return self.consistent(transfer)
+        path = self.find(transfer)
+        return find_file([path.parent / REFITS], [path.name]) if path else None
 
     def checkpoint(self, transfer: Transfer, needed_by: str = "") -> Path:
         """Return the transfer's checkpoint.

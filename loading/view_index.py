@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 
-from files import write_atomically
+from files import written_atomically
 from utils import UserError, check_regular, counted, log, reason_of
 
 SMALL = 20_000  # data folders with fewer files have no index
@@ -367,12 +367,15 @@ class ViewIndex:
             self.search = self.search or search
         self.listings = {key: n for key, n in self.listings.items() if self._is_there(n)}
         _remove_abandoned(file)
-        write_atomically(file, lambda name: write_index(name, self.folder, self))
+        with written_atomically(file) as name:
+            write_index(name, self.folder, self)
+            # mapped before another process can replace it by an index with fewer listings
+            self.listings, self.search = read_index(name, self.folder)
+            size = name.stat().st_size
         log.info(
             "index of %s views in %s: %s (%.0f MB)", sum(map(len, self.listings.values())),
-            self.folder, file, file.stat().st_size / 1e6,
+            self.folder, file, size / 1e6,
         )  # fmt: skip
-        self.listings, self.search = read_index(file, self.folder)
         self._stored = True
 
     def _is_there(self, listing: Listing) -> bool:

@@ -43,26 +43,32 @@ def energy_graph(
     """Load the networks of a configuration's losses (default: all), frozen, onto the device.
 
     As published, rgb → normal, reshading and depth use the networks trained with consistency.
-    If there is none, the baseline is used and a line is logged. Networks that are `given` are
-    not loaded.
+    If there is none, the baseline is used and a line is logged. Networks between domains that
+    were refitted on predictions (`Sources.for_energy`) are preferred. Networks that are `given`
+    are not loaded.
     """
     networks: dict[Edge, nn.Module] = dict(given or {})
     baselines = []
     for transfer in _transfers(name, sources, losses):
         if transfer.edge in networks:
             continue
-        path = sources.consistent(transfer)
-        if path is None:
-            networks[transfer.edge] = sources.network(transfer, name)
-            if has_variants(transfer):
-                baselines.append(transfer.target)
-        else:
-            networks[transfer.edge] = transfer.build(sources.scale)
-            load_network(networks[transfer.edge], path, sources.scale)
+        networks[transfer.edge] = network_for_energy(transfer, sources, name)
+        if has_variants(transfer) and sources.for_energy(transfer) is None:
+            baselines.append(transfer.target)
     if baselines:
         missing = ", ".join(checkpoint_names(target, "consistency")[0] for target in baselines)
         log.info("networks: no %s: taking the baselines instead", missing)
     return TaskGraph(networks).to(device)
+
+
+def network_for_energy(transfer: Transfer, sources: Sources, needed_by: str = "") -> nn.Module:
+    """Load the network that the energy takes for a transfer, as `energy_graph` does."""
+    path = sources.for_energy(transfer)
+    if path is None:
+        return sources.network(transfer, needed_by)
+    network = transfer.build(sources.scale)
+    load_network(network, path, sources.scale)
+    return network
 
 
 def network_digests(
@@ -75,7 +81,7 @@ def network_digests(
     given = given or {}
     files = {
         transfer.name: given.get(transfer.edge)
-        or sources.consistent(transfer)
+        or sources.for_energy(transfer)
         or sources.find(transfer)
         for transfer in _transfers(name, sources)
         if transfer.checkpoint

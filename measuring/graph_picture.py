@@ -67,7 +67,7 @@ def graph_picture(
     axes.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    return Image.open(buffer, formats=["PNG"]).convert("RGB")
 
 
 def _places(edges: Sequence[Edge]) -> dict[str, tuple[float, float]]:

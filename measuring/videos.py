@@ -247,4 +247,4 @@ def energy_curve(
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer)
+    return Image.open(buffer, formats=["PNG"])

@@ -40,7 +40,7 @@ def draw_violations(columns: Mapping[str, Mapping[Edge, float]], title: str) -> 
     figure.suptitle(title, x=0.03, ha="left", fontsize="large")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer).convert("RGB")
+    return Image.open(buffer, formats=["PNG"]).convert("RGB")
 
 
 def _draw_graph(axes, violations: Mapping[Edge, float], colours) -> None:

@@ -23,7 +23,7 @@ from files import check_writable, sha256, write_atomically
 from graph import edges_of
 from loading.layouts import add_layouts, find_places
 from methods.table import find_method
-from sources import SHIPPED, Sources, settle
+from sources import REFITS, SHIPPED, Sources, settle
 from task_configs import get_task
 from transfers import TRANSFERS, Transfer, any_transfer, get_transfer, transfer_by_name
 from utils import (
@@ -153,7 +153,7 @@ def _refit(
     scale = options.image_size, options.width, options.levels
     sources = settle(read_job(), options.data_dirs, options.models_dir, scale)
     starts = {row: sources.checkpoint(row, config) for row in rows}
-    folder = Path(output_dir) if output_dir else sources.install_dir / "on_predictions"
+    folder = Path(output_dir) if output_dir else sources.install_dir / REFITS
     if any(folder.resolve() == other.resolve() for other in sources.models_dirs):
         raise UserError(f"`output_dir` {folder} has the networks that are refitted: name another")
     _copy_predictors(_predictors(config, rows, sources), check_writable(folder), again)

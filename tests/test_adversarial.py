@@ -188,7 +188,10 @@ def flat(value, place=""):
 
 @pytest.mark.parametrize(
     "name, step",
-    [("cycle", CycleStep), pytest.param("pix2pix", Pix2PixStep, marks=pytest.mark.slow)],
+    [
+        pytest.param("cycle", CycleStep, marks=pytest.mark.slow),
+        pytest.param("pix2pix", Pix2PixStep, marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_and_resumed_is_the_uninterrupted_run(run, monkeypatch, name, step):
     monkeypatch.setattr(methods.cycle, "POOL_SIZE", 2)  # so that it is full when the run stops

@@ -192,7 +192,10 @@ QUICK = ("--steps-per-epoch=2", "--perceptual=curv", "--no-imagenet", "--visdom-
 
 @pytest.mark.parametrize(
     "task, other",
-    [("normal", "depth_zbuffer"), pytest.param("depth", "normal", marks=pytest.mark.slow)],
+    [
+        pytest.param("normal", "depth_zbuffer", marks=pytest.mark.slow),
+        pytest.param("depth", "normal", marks=pytest.mark.slow),
+    ],
 )
 def test_two_steps_by_the_command_line(run, task, other):
     """The shipped baselines are its start; table and demo show what it has learned."""

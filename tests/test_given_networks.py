@@ -95,6 +95,7 @@ def test_energy_calc_measures_a_network_of_ones_own(energy, own, rooms, networks
     assert status == 2 and "the models folder holds no network of one's own" in output
 
 
+@pytest.mark.slow
 def test_energy_map_and_shift_measure_a_network_of_ones_own(energy, own, networks, tmp_path):
     flags, network, file = own
     image = square(open_image(ROOT / "assets" / "room.png"), 32)[None]

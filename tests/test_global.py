@@ -125,6 +125,7 @@ def rounds_of(folder) -> list[dict]:
     return [record["round"] for record in log_of(folder) if "round" in record]
 
 
+@pytest.mark.slow
 def test_rounds_by_the_command_line(run, networks):
     """Five steps: rounds of two steps along paths of two and then three networks."""
     status, output, results = run("global_normal", *ROUNDS)

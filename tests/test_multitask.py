@@ -53,6 +53,7 @@ def test_decoders_without_labels_are_frozen_and_the_weights_tell():
 QUICK = ("--steps-per-epoch=2", "--perceptual=curv", "--no-imagenet", "--visdom-server=none")
 
 
+@pytest.mark.slow
 def test_two_steps_by_the_command_line(run):
     """All domains of the rooms are trained, logged and measured."""
     status, output, results = run("multitask_normal", *QUICK)

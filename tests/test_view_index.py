@@ -5,6 +5,7 @@ import pickle
 import random
 import time
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import loading.layouts as layouts
 from datasets import EndlessSampler, Reality, TaskDataset
+from files import write_atomically, written_atomically
 from loading import view_index
 from loading.layouts import LAYOUTS, find_buildings, find_layout, find_views, find_views_and_tasks
 from loading.view_index import Views, forget_indexes, keep_indexes_in
@@ -311,6 +313,28 @@ def test_two_processes_write_at_once(index, tmp_path):
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0, 0]
     assert not list(index.glob(".*"))
     forget_indexes()
+    assert found_in(folder) == expected
+
+
+def test_an_index_that_another_process_replaces_is_not_read_back(index, tmp_path, monkeypatch):
+    """The other one has fewer listings than were asked for here."""
+    folder = make_files(tmp_path / "data", "taskonomy")
+    expected = found_in(folder)
+    forget_indexes()
+    (file,) = index.iterdir()
+    file.unlink()
+    find_views([RGB], [folder], ["agate"])
+    smaller = file.read_bytes()
+    file.unlink()
+    forget_indexes()
+
+    @contextmanager
+    def replaced(path):
+        with written_atomically(path) as name:
+            yield name
+        write_atomically(path, lambda name: name.write_bytes(smaller))
+
+    monkeypatch.setattr(view_index, "written_atomically", replaced)
     assert found_in(folder) == expected
 
 

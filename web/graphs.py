@@ -9,11 +9,10 @@ from torch import nn
 from energy import get_config
 from graph import TaskGraph, edges_of
 from loading.photographs import square
+from measuring.consistency_energy import network_for_energy
 from measuring.graph_picture import graph_picture
 from measuring.path_disagreements import compared_paths, edge_disagreements
-from models import load_network
 from precision import forward_only
-from sources import find_variant, has_variants
 from transfers import TRANSFERS, Edge, get_transfer
 from utils import UserError
 from web.energies import energies_of
@@ -31,16 +30,11 @@ class Graphs:
         self._network = lru_cache(None)(self._load)
 
     def _load(self, edge: Edge) -> nn.Module | None:
-        """Load the network of an edge, trained with consistency if there is one; None if none."""
+        """Load the network of an edge that the energy takes; None if there is none."""
         sources = energies_of(self.shared).sources
         with suppress(UserError):
             transfer = get_transfer(*edge, sources.models_dirs[0])
-            path = find_variant(sources.models_dirs, edge[1]) if has_variants(transfer) else None
-            if path is None:
-                return sources.network(transfer).to(self.shared.device)
-            network = transfer.build(sources.scale)
-            load_network(network, path, sources.scale)
-            return network.to(self.shared.device)
+            return network_for_energy(transfer, sources).to(self.shared.device)
         return None
 
     def answer(self, name: str, image: Image.Image | None = None) -> tuple[Image.Image, str]:
