@@ -10,7 +10,9 @@ from datasets import Batch
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from measuring.closing_table import measure
-from models import load_network, read_record, save_network
+from measuring.consistency_energy import network_digests, network_for_energy
+from models import load_network, read_record, read_weights, save_network
+from sources import REFITS, sources_in
 from training.options import NetworkOptions, Options, objective_of
 from transfers import TRANSFERS, Scale
 from utils import UserError
@@ -175,3 +177,24 @@ def test_train_edges_runs_the_trainer(run, networks, tmp_path):
 def test_a_row_without_a_predictor_is_refused():
     with pytest.raises(UserError, match="`on_predictions` is for"):
         objective_of(Options("rgb2depth_zbuffer", networks=NetworkOptions(on_predictions=True)))
+
+
+def same(network, file) -> bool:
+    """Whether a network has the weights of a file."""
+    return all(torch.equal(v, network.state_dict()[n]) for n, v in read_weights(file)[0].items())
+
+
+def test_the_energy_takes_refits_that_lie_beside_the_networks(networks, tmp_path):
+    """Training's losses and the energy of the folder without refits do not change."""
+    folder = shutil.copytree(networks, tmp_path / "models")
+    row = TRANSFERS[EDGES[1]]
+    plain = sources_in(folder)
+    before = network_digests("energy_calc_nogt", plain)
+    assert same(network_for_energy(row, plain), folder / row.checkpoint)
+    (folder / REFITS).mkdir()
+    torch.manual_seed(7)
+    save_network(folder / REFITS / row.checkpoint, row.build(SCALE), SCALE)
+    assert same(network_for_energy(row, plain), folder / REFITS / row.checkpoint)
+    assert plain.find(row) == folder / row.checkpoint  # what a perceptual loss takes
+    after = network_digests("energy_calc_nogt", plain)
+    assert {name for name in before if before[name] != after[name]} == {TRANSFER}
