@@ -521,6 +521,7 @@ def test_too_many_open_files_are_not_a_bad_file(rooms, monkeypatch):
         TaskDataset(SOME, find_views(SOME, [rooms], find_buildings([rooms])), 16)[0]
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_start_are_one_sentence(run, monkeypatch):
     start, started = multiprocessing.process.BaseProcess.start, []
 

@@ -79,6 +79,7 @@ def read_glb(data: bytes):
 
 @pytest.mark.parametrize("kind", ["mesh", "points"])
 def test_a_glb_has_the_points_and_the_colours(kind, steps):
+    pytest.importorskip("trimesh")
     found = read_glb(glb(steps, kind))
     expected = steps.points().reshape(-1, 3) * torch.tensor([1.0, -1.0, -1.0])
     np.testing.assert_allclose(found.vertices, expected, atol=1e-6)
@@ -94,6 +95,7 @@ def test_linear_light():
 
 
 def test_the_mesh_faces_the_camera_and_is_open_at_edges(steps):
+    pytest.importorskip("trimesh")
     mesh = read_glb(glb(steps))
     assert (mesh.face_normals[:, 2] > 0.99).all()  # towards the camera, in the axes of glTF
     depths = -mesh.vertices[:, 2][mesh.faces]
@@ -106,6 +108,7 @@ def test_the_mesh_faces_the_camera_and_is_open_at_edges(steps):
 
 
 def test_normals_of_a_mesh(steps):
+    pytest.importorskip("trimesh")
     normals = torch.zeros(3, HEIGHT, WIDTH)
     normals[1:] = torch.tensor([-0.6, -0.8])[:, None, None]  # up, and towards the camera
     mesh = read_glb(glb(View(steps.image, steps.depth, normals)))
@@ -115,6 +118,7 @@ def test_normals_of_a_mesh(steps):
 
 
 def test_large_views_are_thinned_out():
+    pytest.importorskip("trimesh")
     view = view_of(2.0)
     found = read_glb(glb(view, "points", vertices=100))
     assert 50 < len(found.vertices) <= 100 < VERTICES

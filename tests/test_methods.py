@@ -105,6 +105,7 @@ def test_names_with_typos(typo, meant):
         objective_of(Options(typo))
 
 
+@pytest.mark.slow
 def test_the_baseline_trains_on_the_direct_loss_alone(run):
     weights = []
     for name in ("baseline_normal", "multiperceptual_normal"):
@@ -221,6 +222,7 @@ def test_random_networks_depend_on_the_seed_alone(networks):
         assert not any(p.requires_grad for p in graphs[0].network(edge).parameters())
 
 
+@pytest.mark.slow
 def test_random_networks_train_and_the_trained_ones_measure(run):
     """Before training, both methods' tables and the first validation are the same."""
     tables, losses = [], []

@@ -219,6 +219,7 @@ def test_a_domain_under_another_name_is_named_by_all_programs(run, lay_out, tmp_
     assert status == 0 and f"warning: normal is not packed: {hint}" in output
 
 
+@pytest.mark.slow
 def test_a_wanted_domain_under_another_name_is_named(run, lay_out):
     folder = lay_out(renamed(TASKONOMY, "depth_zbuffer", "depth"))
     status, output, _ = run("multiperceptual_normal", "--k=1", "--random-select",

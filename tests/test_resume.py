@@ -166,6 +166,7 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(runs, tmp_path, way)
     assert_the_same(runs.of("parts"), runs.of("whole"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_first_state_says_nothing_twice(runs):
     """The state before training, where the log has more by now."""
     arguments = ("example_normal", "--k=1", "--random-select")
@@ -619,6 +620,7 @@ def disk(tmp_path):
         subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_state(runs, disk, tmp_path):
     arguments = ("example_normal", "--k=2", "--random-select")
     assert runs.start("whole", *arguments).finish()[0] == 0

@@ -294,6 +294,7 @@ def test_split_names():
 # ---- places that cannot be written ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
     """A limit on the size of files stands for the disk: writing fails in the middle of a file."""
     limit = (4000, 4000)

@@ -28,12 +28,14 @@ SOME = [RGB, NORMAL, TASKS["depth_zbuffer"], TASKS["sobel_edges"]]
 
 @pytest.fixture(autouse=True)
 def no_lists_are_kept(monkeypatch, tmp_path):
+    pytest.importorskip("webdataset")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
 def shards(rooms, tmp_path_factory) -> Path:
     """The rooms in shards of two views each."""
+    pytest.importorskip("webdataset")
     folder = tmp_path_factory.mktemp("shäred shards") / "rooms"
     each = sum(file.stat().st_size for file in rooms.glob("*/*/*.png")) / 16
     assert make_shards(rooms, folder, each * 1.2 / 1e6) == (8, 16, 0)

@@ -330,6 +330,7 @@ def test_data_are_looked_at_before_imagenet_is_fetched(run, tmp_path):
     assert status == 2 and "ImageNet" not in output
 
 
+@pytest.mark.slow
 def test_train_edges_makes_what_is_missing_and_no_more(run, networks, tmp_path):
     folder = shutil.copytree(networks, tmp_path / "models")
     for name in ("normal2curvature.pth", "rgb2principal_curvature.pth"):
