@@ -246,6 +246,8 @@ def _log_passed_over(
         if _suffix(file, target) is None or file in paths.values():
             continue
         variant = next((v for v in VARIANTS if file.name in checkpoint_names(target, v)), None)
+        if variant is None and file.stem in {f"rgb2{target}_{ending}" for ending in endings()}:
+            continue  # a method's, which has to be asked for too
         if variant is None:
             reason = f"its name is none of {', '.join(known)}"
         elif variant not in paths:

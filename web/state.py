@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from devices import choose_device
-from measuring.demo_networks import Choice, choose_networks
+from measuring.demo_networks import Choice, choose_methods, choose_networks
 from measuring.prediction import Predictor, load_predictor
+from methods.table import METHODS
 from other_networks import is_publisher
 from sources import SHIPPED
 from utils import UserError, log, read_job
@@ -105,10 +106,12 @@ class Shared:
             {"models_dir": SHIPPED},
             *({"checkpoint": [folder]} for folder in folders),
         ]
+        choices = [functools.partial(choose_networks, task, **place) for place in places]
+        choices += [functools.partial(choose_methods, task, [name]) for name in METHODS]
         found: dict[str, Path] = {}
-        for place in places:
+        for choose in choices:
             with suppress(UserError):
-                for label, path in choose_networks(task, **place).paths.items():
+                for label, path in choose().paths.items():
                     if path.resolve() not in {other.resolve() for other in found.values()}:
                         found[f"{label} ({_place(path)})"] = path
         return found
