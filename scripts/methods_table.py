@@ -4,8 +4,10 @@ python -m scripts.methods_table
 """
 
 import hashlib
+import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +52,8 @@ class TrainingFlags:
     Args:
         train: train and measure the methods that the record lacks; without it, only the
             table is written again.
+        time_again: measure the seconds and the memory of a step again, of all methods in the
+            record, one after the other: the second of two epochs of each.
         methods: these methods alone, comma-separated (default: all).
         max_epochs: epochs of each method.
         steps_per_epoch: steps of an epoch.
@@ -64,6 +68,7 @@ class TrainingFlags:
     """
 
     train: bool = False
+    time_again: bool = False
     methods: list | None = None
     max_epochs: int = 40
     steps_per_epoch: int = 36
@@ -125,6 +130,8 @@ def main(target: str = "normal", *, output_dir: str | None = None, training: Tra
     before, after = _around_table(page)
     if training.train:
         train_all(folder / RECORD, [METHODS[name] for name in named], target, training)
+    if training.time_again:
+        time_all(folder / RECORD, [METHODS[name] for name in named], target, training)
     if not (folder / RECORD).is_file():
         raise UserError(f"no {folder / RECORD}: `train` makes it, which takes a while")
     text = f"{before}{BEGIN}\n\n{table_of(read_json(folder / RECORD))}\n\n{END}{after}"
@@ -216,6 +223,33 @@ def trained_entry(
         "start": columns["before"],
         "errors": columns["trained"],
     }
+
+
+def time_all(
+    record_file: Path, methods: Sequence[Method], target: str, training: TrainingFlags
+) -> None:
+    """Measure the seconds and memory of a step of the recorded methods again; record each.
+
+    Of two epochs the second counts, when all views are in memory and what is cached of their
+    labels is there.
+    """
+    record = read_json(record_file) if record_file.is_file() else {"methods": {}}
+    for method in tqdm(methods, desc="timed", unit="method", disable=None):
+        entry = record["methods"].get(method.name, {})
+        if "command" not in entry:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            flags = training.places() | training.of(method) | training.common()
+            flags |= {"max_epochs": 2, "results_dir": folder, "visdom_server": "none"}
+            flags |= {"init": "scratch", "quiet": True}
+            _run("train", f"{method.name}_{target}", *as_arguments(flags))
+            run_folder = next(Path(folder).glob("*/run.json")).parent
+            taken = read_json(run_folder / "run.json")["taken"]["trained"]
+            lines = (run_folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        epochs = [line for line in map(json.loads, lines) if "epoch" in line]
+        entry["seconds_a_step"] = epochs[-1]["seconds"] / (taken["steps"] / len(epochs))
+        entry |= {"peak_mib": taken["peak_mib"], "timed": time.strftime("%Y-%m-%d")}
+        write_json(record_file, record)
 
 
 def parameters_in(file: Path) -> int:

@@ -101,3 +101,10 @@ def test_two_methods_trained_and_measured(run, page, networks, tmp_path):
     again = json.loads((page.parent / "methods.json").read_text())
     assert again["methods"]["baseline"] == baseline
     assert again["methods"]["pix2pix"]["errors"] == other["errors"]
+    flags = ("--time-again", *flags[1:2], "--methods=baseline", *flags[3:5])
+    status, output, _ = table(run, page, *flags)  # its times alone are measured again
+    assert status == 0, output
+    timed = json.loads((page.parent / "methods.json").read_text())["methods"]
+    assert timed["pix2pix"] == again["methods"]["pix2pix"] and timed["baseline"].pop("timed")
+    assert timed["baseline"].pop("seconds_a_step") > 0 and timed["baseline"].pop("peak_mib") > 50
+    assert timed["baseline"].items() <= baseline.items()
