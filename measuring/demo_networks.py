@@ -22,6 +22,7 @@ from sources import (
     find_variant,
     own_models,
 )
+from transfers import TRANSFERS
 from utils import UserError, check_one_of, log, read_job
 
 # What the demo looks for in the models folder.
@@ -100,7 +101,9 @@ def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | Non
     """Choose the network of each of the named methods (`methods.table.METHODS`) for a task.
 
     Looks in `models_dir`, by default in the job's models folders, then in those shipped with the
-    project. Raises UserError if a method is unknown, or has no network there for the task.
+    project. A method whose network predicts several domains serves all targets for which it has the
+    same depth, whichever it was trained for. Raises UserError if a method is unknown, or has no
+    network there for the task.
     """
     folders = [*_folders(models_dir), *([SHIPPED] if models_dir is None else [])]
     target, paths = TARGETS[task], {}
@@ -114,6 +117,10 @@ def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | Non
             paths[name] = published_file(name, target, folders)
             continue
         path = find_variant(folders, target, method.ending)
+        if path is None and method.network is not None:  # one network predicts several domains
+            alike = (TARGETS[other] for other in method.targets if _as_deep(TARGETS[other], target))
+            found = (find_variant(folders, other, method.ending) for other in alike)
+            path = next(filter(None, found), None)
         if path is None:
             places = " or ".join(map(str, folders))
             raise UserError(
@@ -122,6 +129,11 @@ def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | Non
             )
         paths[name] = path
     return Choice(paths, f"networks: {_listed(paths)}")
+
+
+def _as_deep(one: str, other: str) -> bool:
+    """Whether the table's networks from rgb to two domains have the same depth."""
+    return TRANSFERS["rgb", one].downsample == TRANSFERS["rgb", other].downsample
 
 
 def _listed(paths: dict[str, Path]) -> str:

@@ -30,7 +30,15 @@ from methods.paths import (
     violation_of_edges,
     violations_of,
 )
-from methods.rounds import LARGEST, NETWORK_CHOICES, PATH_CHOICES, Choice, Schedule, choose
+from methods.rounds import (
+    LARGEST,
+    NETWORK_CHOICES,
+    PATH_CHOICES,
+    ROUND_ROBIN,
+    Choice,
+    Schedule,
+    choose,
+)
 from methods.violation_picture import draw_violations
 from precision import numerical_precision
 from tables import text_table
@@ -50,7 +58,7 @@ def reads_all(target: str) -> tuple[str, ...]:
 
 def schedule_of(options: MethodOptions, init: str, steps: int) -> Schedule:
     """Return the schedule of a run. Raises UserError for options that cannot be."""
-    check_one_of("choose_network", options.choose_network or LARGEST, NETWORK_CHOICES)
+    check_one_of("choose_network", options.choose_network or ROUND_ROBIN, NETWORK_CHOICES)
     check_one_of("choose_path", options.choose_path or LARGEST, PATH_CHOICES)
     check_positive(round_steps=options.round_steps)
     length = LONGEST if options.path_length is None else options.path_length
@@ -154,7 +162,7 @@ class GlobalStep:
         views = [self._views]
         own = mean_violations(self._graph, paths, views, setup.device, setup.precision)
         violations = setup.ranks.from_first(own)  # all ranks choose the same
-        by_network = setup.options.choose_network or LARGEST
+        by_network = setup.options.choose_network or ROUND_ROBIN
         by_path = setup.options.choose_path or LARGEST
         self._choice = choice = choose(
             violations, by_network, by_path, self._round, self._generator

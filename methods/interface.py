@@ -79,8 +79,8 @@ class MethodOptions:
         round_steps: for global: steps on one network, along one path (default: 20).
         direct_steps: for global: steps that first train every network on its direct loss
             (default: none from the baselines, else half of the run's).
-        choose_network: for global: which network trains in a round: largest (that whose paths
-            are violated most, the default), round-robin or random.
+        choose_network: for global: which network trains in a round: round-robin (each in turn,
+            the default), largest (that whose paths are violated most) or random.
         choose_path: for global: along which of its paths: largest (the default) or random.
     """
 

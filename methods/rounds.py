@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from graph import Path
 from transfers import Edge
 
-LARGEST = "largest"
-NETWORK_CHOICES = (LARGEST, "round-robin", "random")
+LARGEST, ROUND_ROBIN = "largest", "round-robin"
+NETWORK_CHOICES = (ROUND_ROBIN, LARGEST, "random")
 PATH_CHOICES = (LARGEST, "random")
 
 

@@ -291,6 +291,18 @@ def test_the_demo_shows_the_networks_of_methods(run, tmp_path):
         assert status == 2 and sentence in output, output
 
 
+def test_one_network_serves_all_targets_that_it_predicts(run, tmp_path):
+    flags = f"--img-path={ROOT / 'assets' / 'room.png'}", f"--output-dir={tmp_path}"
+    status, output, _ = run("--task=depth", "--method=geonet,multitask", *flags, program="demo",
+                            defaults=False)  # fmt: skip
+    assert status == 0, output
+    assert all((tmp_path / f"room_depth_{m}.npy").is_file() for m in ("geonet", "multitask"))
+    with pytest.raises(UserError, match="no rgb2reshading_multitask.pth"):  # that is less deep
+        choose_methods("reshading", ["multitask"])
+    with pytest.raises(UserError, match="depth.*_cycle.pth"):
+        choose_methods("depth", ["cycle"])
+
+
 def test_taskonomy_is_not_trained_here(run):
     status, output, _ = run("taskonomy_normal")
     assert status == 2 and "scripts.download taskonomy" in output and "demo.py" in output
