@@ -9,9 +9,9 @@ from measuring.closing_table import DIRECT
 from measuring.plots import BLUE, OTHERS, RED, save_figure
 from measuring.reproduction.results import (
     NOT_MEASURED,
+    answer,
     by_method,
     change_text,
-    finding,
     mean_change,
     mean_of,
     perceptual_rows,
@@ -51,15 +51,8 @@ def target_part(places: Places, size: Size, target: str) -> str:
         parts += ["Change of the errors, in per cent; perceptual errors are averaged over the "
                   "domains:", markdown_table(head, changes)]  # fmt: skip
     if pair[0] and pair[1]:
-        told = []
-        for text, names in {
-            "direct error": [DIRECT],
-            "perceptual errors against truth": perceptual_rows(list(pair[0][0])),
-        }.items():
-            change = mean_change(pair[0], pair[1], names, buildings, size.resamples)
-            told.append(f"{text} {finding(change)} ({change_text(change)})")
-        parts.append("Consistency against equal steps without it, on test rooms: "
-                     f"{', '.join(told)}.")  # fmt: skip
+        told = answer(pair[0], pair[1], buildings, size.resamples)
+        parts.append(f"Consistency against equal steps without it, on test rooms: {told}.")
     return "\n\n".join(parts)
 
 

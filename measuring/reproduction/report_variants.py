@@ -7,8 +7,8 @@ from measuring.reproduction.evaluation_stages import compared_networks
 from measuring.reproduction.results import (
     NOT_MEASURED,
     Images,
+    answer,
     change_text,
-    finding,
     mean_change,
     mean_of,
     perceptual_rows,
@@ -43,8 +43,12 @@ def _part(places: Places, size: Size, group: str) -> str:
         return "\n\n".join([*parts, NOT_MEASURED])
     errors, buildings = read
     parts.append(_table(errors, buildings, size, group == "methods"))
-    found = [_sentence(errors, buildings, size, *pair) for pair in _pairs(group, size, errors)]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in found)])
+    found = "\n".join(
+        f"- {name} against {other}: "
+        f"{answer([errors[other]], [errors[name]], buildings, size.resamples)}"
+        for name, other in _pairs(group, size, errors)
+    )
+    return "\n\n".join([*parts, found])
 
 
 def _note(group: str, size: Size) -> str:
@@ -115,14 +119,3 @@ def _pairs(group: str, size: Size, errors: Images) -> list[tuple[str, str]]:
                    for k in size.winrate_ks] + [(ALL, "consistency")],
     }.get(group, [(name, first) for name in others])  # fmt: skip
     return [pair for pair in pairs if set(pair) <= set(errors)]
-
-
-def _sentence(errors: Images, buildings: Sequence[str], size: Size, name: str, other: str) -> str:
-    """Say, for the direct and the perceptual errors, which of two networks has the lower ones."""
-    kinds = _kinds(errors[other])
-    told = []
-    for kind, text in {"direct": "direct error", "perceptual, true": "perceptual errors against "
-                       "truth"}.items():  # fmt: skip
-        change = _change(errors, buildings, size, name, other, kinds[kind])
-        told.append(f"{text} {finding(change)} ({change_text(change)})")
-    return f"{name} against {other}: {', '.join(told)}"

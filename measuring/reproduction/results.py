@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from measuring.closing_table import DIRECT
 from measuring.reproduction.steps import Places
 from measuring.statistics import Difference, Values, paired_difference
 from utils import UserError
@@ -91,3 +92,17 @@ def change_text(change: Difference) -> str:
         return "–"
     interval = f" [{change.percent_low:+.1f}, {change.percent_high:+.1f}]"
     return f"{change.percent:+.1f} %{interval if np.isfinite(change.percent_low) else ''}"
+
+
+def answer(
+    first: Sequence[Mapping[str, Values]], second: Sequence[Mapping[str, Values]],
+    buildings: Sequence[str], resamples: int,
+) -> str:  # fmt: skip
+    """Say whether `second` has lower errors than `first`, the direct and the perceptual ones."""
+    kinds = {"direct error": [DIRECT],
+             "perceptual errors against truth": perceptual_rows(list(first[0]))}  # fmt: skip
+    told = []
+    for text, rows in kinds.items():
+        change = mean_change(first, second, rows, buildings, resamples)
+        told.append(f"{text} {finding(change)} ({change_text(change)})")
+    return ", ".join(told)
