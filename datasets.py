@@ -354,7 +354,12 @@ class Reality:
     A view that cannot be loaded is replaced by the next good one if `endless`, which depends
     only on (seed, draw). Otherwise it is left out. `bad` counts such views, and raises
     UserError if they exceed `max_bad_fraction` of the views seen so far.
+
+    `degrade`, if it is set, maps each batch's rgb images (B, 3, S, S), and their numbers in the
+    data set, to others.
     """
+
+    degrade: Callable[[Tensor, Sequence[int]], Tensor] | None = None
 
     def __init__(
         self,
@@ -400,13 +405,17 @@ class Reality:
     def sample(self, rows: int) -> Batch:
         """Return a batch of at most `rows` evenly spaced views, without augmentation."""
         data, count = self.dataset, min(rows, len(self.dataset))
-        samples = [data.load_near(i * len(data) // count) for i in range(count)]
-        return self._batch(default_collate(samples))
+        numbers = [i * len(data) // count for i in range(count)]
+        batch = self._batch(default_collate([data.load_near(n) for n in numbers]), numbers)
+        batch.views = []  # a bad view's place was taken by another
+        return batch
 
     def _batch(self, tensors: Sequence[Tensor], views: Sequence[int] = ()) -> Batch:
-        names = [task.name for task in self.dataset.tasks]
-        moved = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
-        return Batch(dict(zip(names, moved, strict=True)), views)
+        values = dict(zip((task.name for task in self.dataset.tasks), tensors, strict=True))
+        if self.degrade and "rgb" in values:
+            values["rgb"] = self.degrade(values["rgb"], views)
+        moved = {name: v.to(self.device, non_blocking=True) for name, v in values.items()}
+        return Batch(moved, views)
 
     def __iter__(self) -> Iterator[Batch]:
         for tensors, views, bad, count in self._fetched():

@@ -407,6 +407,7 @@ def describe(
     return {
         **begun(options, ranks.count),
         "init": objective.init,
+        **({"shift": options.data.shift} if options.data.shift else {}),
         "trains": objective.transfer.name,
         **({"method": objective.method.name} if objective.method else {}),
         "data": [str(folder) for folder in sources.data_dirs],

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from colouring import DIFFERENCE, coloured, difference, difference_ends, limits_of, look_of
 from colouring import top_difference as top_of
 from datasets import Batch, TaskDataset
+from degradations import CLEAN, Shift, shifted
 from energy import paths_for
 from graph import Path as GraphPath
 from graph import TaskGraph
 from measuring.closing_table import DIRECT, image_errors
-from measuring.shifts import CLEAN, Shift, shifted
 from measuring.statistics import Difference, Values, paired_difference
 from pictures import Bar, Column, page, write_png
 from precision import forward_only
@@ -59,7 +59,8 @@ def measure_networks(
 
     `frozen` are the networks from the target to other domains. What they compute from the labels
     is computed once for all networks. `shift` spoils the images that the networks see; labels stay
-    as they are. The rows are those of `closing_table.image_errors`, detailed.
+    as they are. The rows are those of `closing_table.image_errors`, detailed. A network of
+    several outputs has more rows than others, which have NaN there.
     """
     start: Edge = tuple(config["paths"]["n(x)"])
     graphs = {label: TaskGraph({**frozen, start: net}).to(device) for label, net in
@@ -70,7 +71,8 @@ def measure_networks(
     views: list[int] = []
     parts: dict[str, dict[str, list[Tensor]]] = {label: {} for label in networks}
     for batch in batches:
-        images = shifted(batch["rgb"].cpu(), shift, len(views)).to(device)
+        numbers = range(len(views), len(views) + len(batch.views))
+        images = shifted(batch["rgb"].cpu(), shift, numbers).to(device)
         spoilt = Batch({**batch, "rgb": images}, batch.views)
         with forward_only(device, precision):
             values = frozen_graph.sample(on_labels, spoilt)
@@ -80,8 +82,10 @@ def measure_networks(
                 for row, found in errors.items():
                     parts[label].setdefault(row, []).append(found.double().cpu())
         views += batch.views
+    all_rows = dict.fromkeys(row for rows in parts.values() for row in rows)
+    none = np.full(len(views), np.nan)
     errors_of = {
-        label: {row: torch.cat(found).numpy() for row, found in rows.items()}
+        label: {row: torch.cat(rows[row]).numpy() if row in rows else none for row in all_rows}
         for label, rows in parts.items()
     }
     return Measured(views, errors_of)
@@ -123,12 +127,16 @@ def table_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     first = summary.means[labels[0]]
     rows = []
     for row, value in first.items():
-        cells = [row, f"{value:.3f}"]
+        cells = [row, _number(value)]
         for label in labels[1:]:
-            change = summary.differences[label][row]
-            cells.append(f"{summary.means[label][row]:.3f} ({_percent(change)})")
+            mean, change = summary.means[label][row], summary.differences[label][row]
+            cells.append(f"{_number(mean)} ({_percent(change)})" if np.isfinite(mean) else "–")
         rows.append(cells)
     return ["error", *labels], rows
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "–"
 
 
 def _percent(change: Difference) -> str:
@@ -208,7 +216,7 @@ def draw_images(
         return
     samples = [dict(zip((t.name for t in data.tasks), data.load(data.views[measured.views[i]]),
                         strict=True)) for i in positions]  # fmt: skip
-    images = torch.cat([shifted(sample["rgb"][None], shift, i) for sample, i in
+    images = torch.cat([shifted(sample["rgb"][None], shift, [i]) for sample, i in
                         zip(samples, positions, strict=True)])  # fmt: skip
     truth = torch.stack([sample[task.name] for sample in samples])
     prediction = network(images.to(device)).float().cpu()

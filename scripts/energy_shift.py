@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from degradations import Shift
 from devices import choose_device
 from files import make_folder
 from loading.layouts import add_layouts
@@ -18,7 +19,6 @@ from measuring.image_files import ImageFiles
 from measuring.options import GivenOptions, LabelledOptions, NetworkOptions, check_unused
 from measuring.plots import plot_shifts
 from measuring.shifts import (
-    Shift,
     image_batches,
     measure_shifts,
     per_image,

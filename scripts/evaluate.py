@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from backbones import backbone, recorded_code
 from datasets import Reality, TaskDataset, check_loading
+from degradations import CLEAN, Shift, parse_shift
 from devices import choose_device
 from energy import get_config, loss_of, paths_for
 from files import make_folder, sha256, write_atomically, write_json
@@ -31,7 +32,7 @@ from measuring.evaluation import (
     table_rows,
 )
 from measuring.options import LabelledOptions, NetworkOptions
-from measuring.shifts import CLEAN, Shift, parse_shift
+from methods.table import recorded_row
 from models import load_network, read_record
 from precision import check_precision
 from sources import VARIANTS, Sources, checkpoint_names, find_variant, settle_measuring
@@ -204,7 +205,7 @@ def load_all(
     """Load networks rgb → target, {label: network}, at the scale of the frozen networks."""
     networks: dict[str, nn.Module] = {}
     for label, file in files.items():
-        row = get_transfer("rgb", target, sources.models_dirs[0])
+        row = recorded_row(file, get_transfer("rgb", target, sources.models_dirs[0]))
         if own and recorded_code(read_record(file)):
             row = backbone(own, row)
         networks[label] = row.build(sources.scale)

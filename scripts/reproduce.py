@@ -18,19 +18,12 @@ from pathlib import Path
 import torch
 
 from files import check_writable, only_process_in, read_json, write_atomically, write_json
-from measuring.reproduction import (
-    SCALES,
-    Made,
-    Places,
-    Size,
-    Stage,
-    Step,
-    chosen,
-    numbers,
-    plan,
-    splits,
-)
-from measuring.results_page import write_page
+from measuring.reproduction.carrying import keep as keep_copies
+from measuring.reproduction.carrying import restore
+from measuring.reproduction.plan import chosen, plan
+from measuring.reproduction.report import write_page
+from measuring.reproduction.scales import SCALES, Size, numbers
+from measuring.reproduction.steps import Made, Places, Stage, Step, splits
 from training.options import find_config
 from utils import (
     ROOT,
@@ -54,6 +47,7 @@ def main(
     only: str | None = None,
     output_dir: str | None = None,
     report: str | None = None,
+    keep: str | None = None,
     dry: bool = False,
 ) -> None:
     """Test the paper's claims from nothing: render, train, measure, and write a report.
@@ -73,6 +67,8 @@ def main(
         output_dir: where everything is kept (default: results/reproduce_ and the scale).
         report: the report's file; figures go into the folder results beside it (default:
             docs/results.md).
+        keep: a folder for small copies of what is done, from which the same command goes on, or
+            writes the report, on another machine (docs/evaluation.md).
         dry: print the plan and its commands, and stop.
     """
     size = SCALES[check_one_of("scale", scale, tuple(SCALES))]
@@ -91,8 +87,15 @@ def main(
     check_writable(folder)
     with only_process_in(folder):
         claim(folder, scale, count, size)
+        kept = Path(keep).resolve() if keep else None
+        if kept:
+            check_copies(kept, folder, scale, size)
+            if restored := restore(kept, folder):
+                print(f"{restored} files restored from {kept}", flush=True)
         for number, stage in enumerate(selected, start=1):
             do_stage(stage, folder, f"[{number}/{len(selected)}]")
+            if kept:
+                keep_copies(folder, kept, stages)
         write_page(page, folder, scale, count, stages)
     print(f"report: {page}")
 
@@ -109,30 +112,21 @@ def is_trainable(name: str) -> bool:
 # ---- the plan -----------------------------------------------------------------------
 
 
-def mark_of(folder: Path, stage: Stage) -> Path:
-    """The result file of a stage: it is there when the stage is done."""
-    return folder / "stages" / f"{stage.name.replace('/', '_')}.json"
-
-
-def step_mark(folder: Path, step: Step) -> Path:
-    """The result file of a step: it is there when the step is done."""
-    return folder / "steps" / f"{step.key}.json"
-
-
 def print_plan(
     stages: Sequence[Stage], selected: Sequence[Stage], size: Size, folder: Path, commands: bool
 ) -> None:
     """Print the stages with their expected times, and with all commands if asked."""
-    left = 0.0
-    print(f"plan, in {folder} (expected times were not measured):")
+    left, total = 0.0, 0.0
+    print(f"plan, in {folder} (expected times are estimates, not measured):")
     for stage in stages:
-        done, minutes = mark_of(folder, stage).is_file(), stage.minutes(size)
+        done, minutes = Places(folder).stage_mark(stage.name).is_file(), stage.minutes(size)
         state = "done" if done else f"{minutes:.0f} min" if stage in selected else "–"
         left += 0 if done or stage not in selected else minutes
-        print(f"  {stage.name:<28} {len(stage.steps):>3} commands  {state:>8}")
+        total += minutes
+        print(f"  {stage.name:<32} {len(stage.steps):>3} commands  {state:>8}")
         for step in stage.steps if commands else ():
             print(f"      {shlex.join(command_of(step, folder, shown=True))}")
-    print(f"left: {duration(60 * left)}", flush=True)
+    print(f"all stages: {duration(60 * total)}; left: {duration(60 * left)}", flush=True)
 
 
 def claim(folder: Path, scale: str, seeds: int, size: Size) -> None:
@@ -140,43 +134,62 @@ def claim(folder: Path, scale: str, seeds: int, size: Size) -> None:
 
     More seeds may be asked for than before: theirs are stages of their own.
     """
+    if not claimed(folder, scale, size, "output_dir"):
+        return
+    for name, split in splits(size).items():
+        write_json(Places(folder).split(name), split)
+    Places(folder).models.mkdir(exist_ok=True)
+
+
+def claimed(folder: Path, scale: str, size: Size, flag: str) -> bool:
+    """Write plan.json of a folder; whether it was not there. Raises UserError if it is another."""
     record, file = {"scale": scale, "numbers": numbers(size)}, folder / "plan.json"
     if file.exists():
         before = read_json(file)
         if any(before.get(name) != value for name, value in record.items()):
             raise UserError(
                 f"{file} is of scale {before.get('scale')}, or of another version of this one: "
-                f"name another folder with `output_dir`"
+                f"name another folder with `{flag}`"
             )
-        return
+        return False
     write_json(file, record | {"begun": time.strftime("%Y-%m-%d")})
-    for name, split in splits(size).items():
-        write_json(Places(folder).split(name), split)
-    Places(folder).models.mkdir(exist_ok=True)
+    return True
+
+
+def check_copies(kept: Path, folder: Path, scale: str, size: Size) -> None:
+    """Make the folder of copies. Raises UserError if it holds those of another reproduction."""
+    if kept == folder:
+        raise UserError(f"`keep` {kept} is `output_dir` itself: name another folder")
+    claimed(check_writable(kept), scale, size, "keep")
 
 
 def do_stage(stage: Stage, folder: Path, progress: str) -> None:
     """Do the steps of a stage that are not done yet. Raises UserError if one fails."""
-    mark = mark_of(folder, stage)
+    places = Places(folder)
+    mark = places.stage_mark(stage.name)
     if mark.is_file():
         print(f"{progress} {stage.name}: done before", flush=True)
         return
-    if absent := [name for name in stage.needs
-                  if not mark_of(folder, Stage(name, (), ())).is_file()]:  # fmt: skip
+    if absent := [name for name in stage.needs if not places.stage_mark(name).is_file()]:
         raise UserError(f"the stage {stage.name} needs {', '.join(absent)}, not done yet: leave "
                         f"`only` out, or name these first")  # fmt: skip
     print(f"{progress} {stage.name}", flush=True)
     for number, step in enumerate(stage.steps, start=1):
-        if not step_mark(folder, step).is_file():
+        if not places.step_mark(step.key).is_file():
             print(f"    {number}/{len(stage.steps)} {step.key}", end="", flush=True)
             seconds = do_step(step, folder)
             print(f": {duration(seconds)}", flush=True)
-    records = [read_json(step_mark(folder, step)) for step in stage.steps]
+    records = [read_json(places.step_mark(step.key)) for step in stage.steps]
     write_json(mark, {
         "stage": stage.name, "seconds": sum(r["seconds"] for r in records),
         "finished": time.strftime("%Y-%m-%d %H:%M"), "hardware": hardware(),
-        "commands": [r["command"] for r in records],
+        "commands": [relative(r["command"], folder) for r in records],
     })  # fmt: skip
+
+
+def relative(command: str, folder: Path) -> str:
+    """Return a command with paths relative to the folder."""
+    return command.replace(f"{folder}{os.sep}", "").replace(str(folder), ".")
 
 
 # ---- a step -------------------------------------------------------------------------
@@ -203,7 +216,7 @@ def command_of(step: Step, folder: Path, shown: bool = False) -> list[str]:
     if step.program == "train" and begun and not shown:
         return ["python", "-m", "train", "--resume", str(begun[-1].parent), "--quiet"]
     if step.as_long_as and not shown:
-        whole, each = (read_json(folder / "steps" / f"{k}.json")["seconds"]
+        whole, each = (read_json(Places(folder).step_mark(k))["seconds"]
                        for k in step.as_long_as)  # fmt: skip
         flags["max_epochs"] = max(1, round(float(str(flags["max_epochs"])) * whole / each))
     return ["python", "-m", step.program, *words, *as_arguments(flags)]
@@ -229,7 +242,7 @@ def do_step(step: Step, folder: Path) -> float:
     finally:  # the time of all parts of an interrupted training counts
         record["seconds"] += time.monotonic() - start
         write_json(part, record)
-    os.replace(part, step_mark(folder, step))
+    os.replace(part, Places(folder).step_mark(step.key))
     return record["seconds"]
 
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from consistency import evaluate
+from degradations import SHIFTS, parse_shift
 from losses import angular_error
 from measuring.closing_table import DIRECT
 from measuring.errors import aligned, depth_errors, direct_errors, normal_errors
 from measuring.evaluation import chosen_images
-from measuring.shifts import SHIFTS, parse_shift
 from measuring.statistics import paired_difference
+from methods.table import METHODS
 from models import save_network
 from tables import read_csv
 from transfers import TRANSFERS, Scale
@@ -261,6 +262,28 @@ def test_depth_and_spoilt_images(run, networks, others, tmp_path):
     call(run, networks, tmp_path, others / "deep", "--perceptual=none", "--shift=noise:0.2")
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert record["shift"] == "noise (σ) 0.2" and record["errors"]["deep"] != clean
+
+
+def test_checkpoints_of_methods_with_networks_of_their_own(run, networks, others, tmp_path):
+    """Each is built as its record says; rows that only one has are empty for the others."""
+    for number, name in enumerate(("geonet", "multitask", "pix2pix")):
+        torch.manual_seed(number)
+        network = METHODS[name].row("normal").build(SCALE)
+        if name == "multitask":
+            network.train_on(["normal", "depth_zbuffer"])
+        save_network(tmp_path / f"rgb2normal_{name}.pth", network, SCALE, method=name)
+    files = [tmp_path / f"rgb2normal_{name}.pth" for name in ("geonet", "multitask", "pix2pix")]
+    status, said, _ = call(run, networks, tmp_path, others / "one", *files,
+                           "--perceptual=reshading,depth_zbuffer",
+                           "--labels=one,geonet,multitask,pix2pix")  # fmt: skip
+    assert status == 0 and "nan" not in said, said
+    errors = json.loads((tmp_path / "out" / "evaluation.json").read_text())["errors"]
+    other = "direct L1 × 100, depth_zbuffer"
+    assert errors["one"][other] is None and errors["pix2pix"][other] is None
+    assert errors["geonet"][other] > 0 and errors["multitask"][other] > 0
+    assert all(rows[DIRECT] > 0 for rows in errors.values())
+    (line,) = (line for line in said.splitlines() if line.startswith(other))
+    assert line.split()[-1] == "–"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ FLOORS = [
     ["tables", "loading", "rooms", "transfers", "energy", "colouring"],
     ["backbones"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],
-    ["packing", "streams", "logger", "sources", "label_cache", "other_networks"],
+    ["packing", "streams", "degradations", "logger", "sources", "label_cache", "other_networks"],
     ["methods"],
     ["training", "measuring", "sharding"],
     ["consistency"],

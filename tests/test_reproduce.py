@@ -2,31 +2,37 @@
 
 import json
 import shlex
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import scripts.reproduce as program
 import scripts.train_edges as train_edges
 from measuring.closing_table import DIRECT
-from measuring.reproduction import (
+from measuring.reproduction.evaluation_stages import compared_networks
+from measuring.reproduction.plan import chosen, plan
+from measuring.reproduction.report import write_page
+from measuring.reproduction.results import mean_change
+from measuring.reproduction.scales import SCALES
+from measuring.reproduction.steps import (
     EQUAL_TIME,
     OTHER_SETS,
-    SCALES,
     Made,
     Places,
     Stage,
     Step,
-    chosen,
-    plan,
     splits,
     trained_key,
 )
-from measuring.results_page import mean_change, write_page
+from measuring.reproduction.training_stages import ALL, FIXED
+from methods.table import METHODS
+from models import read_weights, save_atomically
 from tables import write_csv
 from training.options import find_config
 from utils import UserError, accepted, as_arguments
@@ -85,8 +91,10 @@ def test_every_command_is_one_of_the_programs_with_its_flags(scale, tmp_path):
         before.add(stage.name)
         if scale == "cpu":
             assert stage.minutes(SCALES[scale]) < 60
-    total = sum(stage.minutes(SCALES[scale]) for stage in stages)
-    assert total < {"tiny": 15, "quick": 15, "cpu": 3 * 480, "gpu": 480}[scale]
+    size = SCALES[scale]
+    stages = plan(size, tmp_path, size.seeds, program.is_trainable)
+    total = sum(stage.minutes(size) for stage in stages)
+    assert total < {"tiny": 15, "quick": 15, "cpu": 480, "gpu": 480}[scale]
 
 
 def test_a_method_that_is_not_there_is_not_in_the_plan(tmp_path):
@@ -275,6 +283,11 @@ def stored(folder: Path) -> list[Stage]:
     for kind in OTHER_SETS:
         store(places, f"adapted_{kind}", {f"{m} {n}": f for m, f in
               (("without", 1.0), ("consistency", 0.9)) for n in (0, 2)})  # fmt: skip
+    store(places, "adapted_noise_0.1", {f"{m} {n}": f for m, f in
+          (("without", 1.0), ("consistency", 1.1)) for n in (0, 2)})  # fmt: skip
+    factors = {"without": 1.0, "consistency": 0.9, "unsupervised": 1.05, ALL: 0.9, FIXED: 0.9}
+    for group, names in compared_networks(TINY).items():
+        store(places, f"{group}_normal", {n: factors.get(n, 1.2) for n in names})
     for name, r in (("labels", 0.4), ("predictions", 0.6)):
         for key in (f"energy_val_{name}", f"energy_{name}"):
             values = {"value": r, "p": 0.0, "low": r - 0.1, "high": r + 0.1}
@@ -285,12 +298,12 @@ def stored(folder: Path) -> list[Stage]:
             "shift": ["clean", "blur (σ)", "blur (σ)"], "level": [0.0, 1.0, 2.0],
             "auc": [float("nan"), r, r + 0.1]})  # fmt: skip
     for stage in stages[:3]:
-        mark = program.mark_of(folder, stage)
+        mark = places.stage_mark(stage.name)
         mark.parent.mkdir(exist_ok=True)
         mark.write_text(json.dumps({
             "stage": stage.name, "seconds": 60, "finished": "2026-11-21 10:00",
             "hardware": {"gpu": None, "processor": "a processor", "cores": 2, "torch": "2"},
-            "commands": [f"python -m train --results-dir={folder}/runs/a"]}))  # fmt: skip
+            "commands": ["python -m train --results-dir=runs/a"]}))  # fmt: skip
     return stages
 
 
@@ -307,11 +320,122 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     assert "the networks trained on predictions are chosen" in text
     assert "| blur (σ) | 2 | 0.500 | 0.700 |" in text
     assert "3 of" in text and "a processor, 2 cores" in text and "2026-11-21" in text
-    assert "python -m train --results-dir=runs/a" in text and str(tmp_path) not in text
+    assert "python -m train --results-dir=runs/a" in text
+    assert "on test rooms: direct error lower (-10.0 % [-10.0, -10.0])" in text
+    assert "| noise_0.1 | 2 | " in text  # adaptation to degraded images
     for name in ("degraded", "auc"):
         assert f"results/{name}.png" in text
         with Image.open(page.parent / "results" / f"{name}.png") as picture:
             assert picture.width > 300
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}")[1].split("\n## ")[0]
+
+
+def test_the_report_on_other_ways_to_train(tmp_path):
+    """Each question has its table and its answer, also where the answer is no."""
+    stages = stored(tmp_path / "work")
+    page = tmp_path / "results.md"
+    write_page(page, tmp_path / "work", "tiny", 2, stages)
+    text = page.read_text(encoding="utf-8")
+    alone = section(text, "Consistency through domains without labels")
+    assert "unsupervised against without: direct error higher (+5.0 %" in alone
+    assert "unsupervised against consistency: direct error higher (+16.7 %" in alone
+    weights = section(text, "Balanced or fixed weights")
+    assert f"{ALL} against {FIXED}: direct error not told apart by the interval (+0.0 %" in weights
+    choice = section(text, "How many perceptual losses, and which")
+    assert "1 by win rate against 1 at random: direct error not told apart" in choice
+    assert f"{ALL} against consistency" in choice and "| 1 at random |" in choice
+    every = section(text, "All methods")
+    assert "| baseline (`without`) | " in every and "| perceptual (`consistency`) | " in every
+    for name in METHODS:
+        assert name in every or METHODS[name].untrained, name
+    assert "- geonet against without: direct error higher (+20.0 % [+20.0, +20.0]), " in every
+    assert "Except: multitask has a network of another shape" in every
+    for part in (alone, weights, choice, every):
+        assert "Seed 0 alone, 2 steps from the same baseline" in part and "not measured" not in part
+    shutil.rmtree(tmp_path / "work" / "measured" / "weights_normal")
+    write_page(page, tmp_path / "work", "tiny", 2, stages)
+    text = page.read_text(encoding="utf-8")
+    assert section(text, "Balanced or fixed weights").rstrip().endswith("not measured")
+
+
+def test_every_method_is_in_the_plan_and_measured(tmp_path):
+    """All that docs/methods.md trains, for equal steps, and evaluated as one table."""
+    stages = {stage.name: stage for stage in plan(TINY, tmp_path, 1)}
+    trainings = [s for stage in stages.values() for s in stage.steps if s.program == "train"]
+    words = {str(step.words[0]).rpartition("_")[0]: step for step in trainings}
+    words |= {"baseline": words["multiperceptual"], "perceptual": words["multiperceptual"]}
+    named = {name for name, row in METHODS.items() if not row.untrained}
+    assert named <= set(words)
+    for name in named:
+        assert words[name].flags["max_epochs"] == TINY.trained_epochs
+    assert words["multitask"].flags["init"] == "scratch"
+    assert words["pix2pix"].flags["init"] == words["cycle"].flags["init"] == "baseline"
+    (step,) = stages["evaluation/methods"].steps
+    assert len(step.words) == len(named) and "geonet" in step.flags["labels"]
+    made = next(m for m in step.networks() if m.step == trained_key("global", "normal", 0))
+    run = tmp_path / "runs" / made.step / "global_normal_1"
+    run.mkdir(parents=True)
+    for name in ("rgb2normal_global", "rgb2normal_global_best", "rgb2reshading_global"):
+        (run / f"{name}.pth").touch()
+    assert made.file(tmp_path).name == "rgb2normal_global.pth"
+
+
+def test_degraded_views_are_trained_on_and_measured_alike(tmp_path):
+    stages = {stage.name: stage for stage in plan(TINY, tmp_path, 1)}
+    for step in stages["adaptation/noise_0.1"].steps:
+        assert step.flags["shift"] == "noise:0.1" and step.flags["split"].stem == "adapt"
+    (step,) = (s for s in stages["evaluation/few_views"].steps if s.key == "adapted_noise_0.1")
+    assert step.flags["shift"] == "noise:0.1" and "rooms_test" in text_of(step, tmp_path)
+
+
+def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
+    """From small copies: what is done is not repeated, and rooms are rendered again."""
+    noted, noting = commands
+    here, there, kept = (tmp_path / name for name in ("here", "there", "kept"))
+    stages = plan(TINY, here, 1, program.is_trainable)
+    made = {m for stage in stages for step in stage.steps for m in step.networks()}
+
+    def training(command, log_file, name):  # leaves the networks that other steps read
+        noted.append((name, command))
+        for network in (m for m in made if m.step == name):
+            file = log_file.parents[1] / "runs" / name / "run_1"
+            file /= f"rgb2normal_x{'_best' if network.best else ''}.pth"
+            save_atomically(file, {"state_dict": {"weight": torch.linspace(0, 1, 10_000)}})
+
+    program.run = training  # `commands` has replaced it, and puts it back
+    wanted = ("rooms", "baselines", "edges", "refits", "trained", "fractions")
+    for name in wanted:
+        status, said, _ = reproduce(run, here, f"--only={name}", f"--keep={kept}")
+        assert status == 0, said
+    store(Places(here), "test_normal", {"without 0": 1.0, "consistency 0": 0.9})
+    reproduce(run, here, "--only=fractions", f"--keep={kept}")
+    marks = {file.stem for file in (kept / "stages").iterdir()}
+    assert "trained_normal_0" in marks and "rooms" not in marks
+    network = kept / "runs" / "consistency_normal_0" / "run_1" / "rgb2normal_x.pth"
+    ours = here / network.relative_to(kept)
+    assert network.stat().st_size < 0.6 * ours.stat().st_size
+    noted.clear()
+    status, said, _ = reproduce(run, there, f"--keep={kept}", "--only=report")
+    assert status == 0 and "files restored" in said and not noted, said
+    assert "-10.0 % [-10.0, -10.0]" in (there / "page" / "results.md").read_text(encoding="utf-8")
+    status, said, _ = reproduce(run, there, f"--keep={kept}")
+    assert status == 0 and "[1/" in said and "trained/normal/0: done before" in said, said
+    names = [name for name, _ in noted]
+    assert {"rooms_plain", "test_rooms_hard", "methods_normal", "shift_labels"} <= set(names)
+    assert not {"baseline_normal", "consistency_normal_0", "refits"} & set(names)
+    (value,), (restored,) = (read_weights(folder / network.relative_to(kept))[0].values()
+                             for folder in (here, there))  # fmt: skip
+    assert torch.equal(restored, value.half().float())
+    assert not list((kept / "runs").rglob("*.pth")), "all is done: no network is needed"
+    assert (kept / "stages" / "rooms.json").is_file()
+    status, said, _ = reproduce(run, there, f"--keep={there}")
+    assert status == 2 and "--output-dir itself" in said
+    (kept / "plan.json").write_text('{"scale": "cpu"}')
+    status, said, _ = reproduce(run, there, f"--keep={kept}")
+    assert status == 2 and "is of scale cpu" in said and "--keep" in said
 
 
 def test_an_empty_report_says_what_was_not_measured(run, tmp_path, commands):
@@ -354,8 +478,10 @@ def test_from_nothing_to_the_report(run, tmp_path, monkeypatch):
     program.main(scale="tiny", output_dir=str(folder), report=str(page))
     text = page.read_text(encoding="utf-8")
     assert f"{count} of {count} stages are done" in text
-    for word in ("test rooms | without |", "| 50 % |", "other_camera | 2 |", "are chosen"):
+    for word in ("test rooms | without |", "| 50 % |", "other_camera | 2 |", "are chosen",
+                 "noise_0.1 | 2 |", "| geonet |", "unsupervised against without"):  # fmt: skip
         assert word in text, word
+    assert "not measured" not in text
     assert "random_perceptual" not in text or program.is_trainable("random_perceptual_normal")
     assert (page.parent / "results" / "auc.png").is_file()
     monkeypatch.setattr(program, "run", None)  # nothing is run again

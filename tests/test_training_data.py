@@ -4,17 +4,21 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import pytest
+import torch
 
 import datasets
 import train
+from devices import Ranks
 from energy import energy_configs
 from loading.layouts import find_buildings, find_views
 from loading.splits import read_split
+from models import read_record
 from task_configs import TASKS
-from training.data import default_steps, reads_of
-from training.options import LossOptions, Options, objective_of
+from training.data import Part, default_steps, make_realities, reads_of
+from training.options import DataOptions, LossOptions, Options, objective_of
 from utils import ROOT
 
 NORMAL = energy_configs["multiperceptual_normal"]
@@ -119,3 +123,51 @@ def test_labels_are_cached_where_that_is_free(monkeypatch, rooms):
                                                  (4_000_000, 64, 156)])  # fmt: skip
 def test_steps_of_an_epoch(views, batch, steps):
     assert default_steps(views, batch) == steps
+
+
+def test_training_on_spoilt_images(run):
+    """--shift spoils rgb alone, the same way in each pass; it is said, recorded, and resumed."""
+    quick = ("--perceptual=curv,edge", "--k=1", "--random-select", "--steps-per-epoch=2")
+    status, output, results = run("multiperceptual_normal", *quick, "--shift=noise:0.2")
+    assert status == 0 and "images spoilt by noise (σ) 0.2" in output, output
+    (folder,) = results.iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["shift"] == "noise:0.2" and record["arguments"]["shift"] == "noise:0.2"
+    assert read_record(folder / "rgb2normal_consistency.pth")["shift"] == "noise:0.2"
+    status, output, _ = run("multiperceptual_normal", *quick, "--resume", "--max-epochs=2")
+    assert status == 0 and "images spoilt by noise (σ) 0.2" in output, output
+    spoilt = json.loads((folder / "evaluation.json").read_text())["before"]
+    run("multiperceptual_normal", *quick)
+    (clean,) = (f for f in results.iterdir() if f != folder)
+    assert json.loads((clean / "evaluation.json").read_text())["before"] != spoilt
+    assert "shift" not in read_record(clean / "rgb2normal_consistency.pth")
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_spoilt_images_depend_on_the_view_alone(rooms, endless):
+    tasks = [TASKS["rgb"], TASKS["normal"], TASKS["sobel_edges"]]
+    views = find_views(tasks, [rooms], find_buildings([rooms]))[:6]
+    parts = {"train" if endless else "val": Part(views, tuple(tasks))}
+
+    def batches(shift, count=4):
+        data = DataOptions(shift=shift, num_workers=0)
+        (reality,) = make_realities(parts, 32, data, 2, 0, torch.device("cpu"), Ranks()).values()
+        return list(islice(reality, count)), reality.sample(3)
+
+    clean, of_clean = batches(None)
+    spoilt, of_spoilt = batches("noise:0.1")
+    seen: dict[int, torch.Tensor] = {}
+    for one, two in zip(clean, spoilt, strict=True):
+        assert one.views == two.views
+        for name in ("normal", "sobel_edges"):
+            assert torch.equal(one[name], two[name])
+        assert (one["rgb"] - two["rgb"]).abs().mean() > 0.02
+        for view, image in zip(two.views, two["rgb"], strict=True):
+            assert torch.equal(seen.setdefault(view, image), image)
+    assert (of_clean["rgb"] - of_spoilt["rgb"]).abs().mean() > 0.02
+    assert torch.equal(of_spoilt["rgb"][0], seen.get(0, of_spoilt["rgb"][0]))
+
+
+def test_a_shift_that_is_none(run):
+    status, output, _ = run("multiperceptual_normal", "--shift=fog:1")
+    assert status == 2 and "--shift is a kind and a level" in output

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from degradations import parse_shift
 from energy import loss_name
 from methods.interface import Method
 from sources import Sources
@@ -48,7 +49,7 @@ def announcement(
     given = f" on what rgb → {source} predicts" if objective.predictor else ""
     lines = {
         "run": f"{objective.name}: {source} → {target}{given}{network}, from {start}",
-        "data": f"{sources.data_text}; views: {views}",
+        "data": f"{sources.data_text}; views: {views}{_shift_text(options.data.shift)}",
         "networks": sources.networks_text,
         "": "\n".join(_networks(record["inputs"]["networks"], objective.transfer.name)),
         "method": _method(method, of_method),
@@ -72,6 +73,10 @@ def _method(method: Method | None, more: str) -> str:
 
 def _default(value: object) -> str:
     return " (default)" if value is None else ""
+
+
+def _shift_text(shift: str | None) -> str:
+    return "; images spoilt by {} {:g}".format(*parse_shift(shift)) if shift else ""
 
 
 def _networks(networks: Mapping[str, Mapping[str, str]], target: str) -> list[str]:

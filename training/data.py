@@ -3,10 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from datasets import Reality, TaskDataset, TrainTaskDataset
+from degradations import Shift, parse_shift, shifted
 from devices import Ranks
 from energy import loss_of, paths_for, yardstick_of
 from loading.layouts import View, find_views_and_tasks, what_lies_there
@@ -199,7 +202,13 @@ def make_realities(
             endless=name == "train", seed=seed, max_bad_fraction=data.max_bad_fraction,
             rank=ranks.rank, count=ranks.count,
         )  # fmt: skip
+        if data.shift:
+            realities[name].degrade = partial(_degraded, parse_shift(data.shift))
     return realities
+
+
+def _degraded(shift: Shift, images: Tensor, numbers: Sequence[int]) -> Tensor:
+    return shifted(images, shift, numbers)
 
 
 def _workers(requested: int | None) -> int:

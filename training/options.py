@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from backbones import Backbone, backbone
 from datasets import check_loading
+from degradations import parse_shift
 from energy import (
     direct_only,
     energy_configs,
@@ -37,6 +38,8 @@ class DataOptions:
         max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
             it they are replaced (in training) or left out, and listed.
         subset_size: use that many training views, evenly spaced.
+        shift: train and measure on spoilt images: blur:SIGMA, jpeg:QUALITY, noise:SIGMA or
+            darkening:FACTOR, at the networks' image size; the labels stay.
         fast: train on the validation views, without a test set: a quick trial.
         dataaug: the published augmentation: centre crops, colour jitter of rgb.
         num_workers: loading processes (default: one a core, 8 at most; none for data that
@@ -50,6 +53,7 @@ class DataOptions:
     allow_missing: bool = False
     max_bad_fraction: float = 0.01
     subset_size: int | None = None
+    shift: str | None = None
     fast: bool = False
     dataaug: bool = False
     num_workers: int | None = None
@@ -451,6 +455,8 @@ def check_options(options: Options, objective: Objective) -> None:
         balance_every=losses.balance_every, max_seconds=run.max_seconds,
     )  # fmt: skip
     check_loading(data.num_workers, data.max_bad_fraction)
+    if data.shift is not None:
+        parse_shift(data.shift)
     if options.networks.force and not options.networks.install:
         raise UserError("`force` is for `install`")
     if options.networks.install and run.visualize:

@@ -24,7 +24,7 @@ from utils import UserError, reason_of
 # The entries of run.json that each checkpoint records too.
 MADE_BY = (
     "command", "config", "method", "seed", "epochs", "steps_per_epoch", "lr", "network_file",
-    "network_function", "network_sha256", "on_predictions",
+    "network_function", "network_sha256", "on_predictions", "shift",
 )  # fmt: skip
 
 

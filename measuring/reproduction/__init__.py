@@ -1,0 +1,1 @@
+"""What scripts.reproduce does: its scales, its stages with their commands, and its report."""

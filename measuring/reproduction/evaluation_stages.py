@@ -1,0 +1,144 @@
+"""The stages that read test views. None of them trains or chooses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from measuring.reproduction.scales import ENERGY_IMAGE_STEPS, IMAGE_STEPS, Size
+from measuring.reproduction.steps import (
+    COMPARED,
+    DOMAINS,
+    EQUAL_TIME,
+    OTHER_SETS,
+    Made,
+    Places,
+    Stage,
+    Step,
+    adapted_key,
+    energy_networks,
+    energy_step,
+    fraction_key,
+    methods_to_train,
+    named,
+    network_scale,
+    other_buildings,
+    shift_name,
+    size_text,
+    trained_key,
+)
+from measuring.reproduction.training_stages import ALL, choice_variants, weight_variants
+from methods.table import METHODS
+
+SHIFT_LEVELS = 21  # of scripts.energy_shift, with clean images
+PAIR = ("without", "consistency")
+
+
+def _evaluate(
+    size: Size, places: Places, key: str, target: str, networks: Mapping[str, object],
+    folders: Sequence[Path], **flags: object,
+) -> Step:  # fmt: skip
+    """Measure networks, {label: checkpoint}, on test views."""
+    every = {
+        "labels": [label.replace(",", "") for label in networks], "task": target,
+        "data_dirs": list(folders), "buildings": named("test", size.test),
+        "models_dir": places.models, **network_scale(size), "output_dir": places.results(key),
+        "resamples": size.resamples, "quiet": True, **flags,
+    }  # fmt: skip
+    buildings, few = every["buildings"], flags.get("subset_size")
+    assert isinstance(buildings, list)
+    images = few if isinstance(few, int) else len(buildings) * size.views
+    work = images * len(networks) * IMAGE_STEPS / size.batch_size
+    return Step(key, "scripts.evaluate", tuple(networks.values()), every, work=work)
+
+
+def evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) -> list[Stage]:
+    """Measure what was trained for each target: on test rooms, other sets, degraded images."""
+    test, stages = places.both_rooms(test=True), []
+    for target in size.targets:
+        networks: dict[str, object] = {"baseline": Made(f"baseline_{target}", best=True)}
+        for method in (*methods, EQUAL_TIME):
+            networks |= {f"{method} {seed}": Made(trained_key(method, target, seed))
+                         for seed in range(seeds)}  # fmt: skip
+        measure = partial(_evaluate, size, places, target=target, networks=networks)
+        steps = [measure(f"test_{target}", folders=test)]
+        for kind in OTHER_SETS:
+            steps.append(measure(f"{kind}_{target}", folders=[places.rooms(kind, test=True)],
+                                 buildings=named("test", other_buildings(size))))  # fmt: skip
+        if target == size.targets[0]:
+            steps += [measure(f"{shift_name(shift)}_{target}", folders=test, shift=shift,
+                              subset_size=size.shift_views) for shift in size.shifts]  # fmt: skip
+        # with more seeds, they are measured again, into the same folders
+        again = tuple(replace(step, key=f"{step.key}_{seeds}") for step in steps)
+        stages.append(Stage(f"evaluation/{target}/{seeds}", ("test_rooms",), again))
+    return stages
+
+
+def evaluation_of_few_views(size: Size, places: Places) -> Stage:
+    """Measure what was trained on shares of the views, and before and after fine-tuning."""
+    target, steps, test = size.targets[0], [], places.both_rooms(test=True)
+    for share in size.fractions:
+        networks: dict[str, object] = {"baseline": Made(fraction_key("baseline", share), best=True)}
+        networks |= {name: Made(fraction_key(name, share)) for name in PAIR}
+        steps.append(_evaluate(size, places, f"fraction_{size_text(share)}", target, networks,
+                               test))  # fmt: skip
+    ways: dict[str, dict] = {
+        kind: {"folders": [places.rooms(kind, test=True)],
+               "buildings": named("test", other_buildings(size))} for kind in OTHER_SETS
+    }  # fmt: skip
+    ways |= {shift_name(shift): {"folders": test, "shift": shift, "subset_size": size.shift_views}
+             for shift in size.adapted_shifts}  # fmt: skip
+    for kind, flags in ways.items():
+        networks = {f"{name} 0": Made(trained_key(name, target, 0)) for name in PAIR}
+        networks |= {f"{name} {count}": Made(adapted_key(name, kind, count))
+                     for name in PAIR for count in size.adapted}  # fmt: skip
+        steps.append(_evaluate(size, places, f"adapted_{kind}", target, networks, **flags))
+    return Stage("evaluation/few_views", ("test_rooms",), tuple(steps))
+
+
+def compared_networks(size: Size) -> dict[str, tuple[str, ...]]:
+    """The networks of the last questions, {group: names}; each group begins with `without`."""
+    target = size.targets[0]
+    own = [name for name in methods_to_train() if target in METHODS[name].targets]
+    every = [name for name in COMPARED if name not in PAIR]
+    return {
+        "unsupervised": (*PAIR, "unsupervised"),
+        "weights": ("without", *weight_variants(target)),
+        "choice": (*PAIR, ALL, *choice_variants(size)),
+        "methods": (*PAIR, *every, "unsupervised", *own),
+    }
+
+
+def evaluation_of_variants(size: Size, places: Places, methods: Sequence[str]) -> list[Stage]:
+    """Measure seed 0 of the other ways to train on, beside those with and without consistency."""
+    target, stages = size.targets[0], []
+    for group, names in compared_networks(size).items():
+        networks = {
+            name: Made(trained_key(name, target, 0), domain=_domain_of(name, target))
+            for name in names if name not in COMPARED or name in methods
+        }  # fmt: skip
+        step = _evaluate(size, places, f"{group}_{target}", target, networks,
+                         places.both_rooms(test=True))  # fmt: skip
+        stages.append(Stage(f"evaluation/{group}", ("test_rooms",), (step,)))
+    return stages
+
+
+def _domain_of(name: str, target: str) -> str:
+    """The domain by which a training's network is told from others that it leaves."""
+    return DOMAINS[target] if name in METHODS else ""
+
+
+def energy(size: Size, places: Places) -> list[Stage]:
+    """Measure the energy on test views and on degraded ones, with both kinds of networks."""
+    test, names = places.both_rooms(test=True), named("test", size.test)
+    images, stages = size.test * size.views, []
+    for name, models in energy_networks(places).items():
+        step = energy_step(places, f"energy_{name}", models, test, names)
+        each = ENERGY_IMAGE_STEPS / size.batch_size
+        flags = {**step.flags, "output_dir": places.results(f"shift_{name}"),
+                 "subset_size": 2 * size.shift_views}  # fmt: skip
+        shift = Step(f"shift_{name}", "scripts.energy_shift", (), flags,
+                     work=SHIFT_LEVELS * 2 * size.shift_views * each)  # fmt: skip
+        stages.append(Stage(f"energy/{name}", ("test_rooms",),
+                            (replace(step, work=images * each), shift)))  # fmt: skip
+    return stages

@@ -1,0 +1,92 @@
+"""The report of scripts.reproduce: a page of tables and figures, from the result files alone.
+
+What has not been measured is said to be so.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from files import make_folder, read_json, write_atomically
+from measuring.reproduction.report_energy import energy_part
+from measuring.reproduction.report_errors import (
+    adaptation_part,
+    fractions_part,
+    shifts_part,
+    target_part,
+)
+from measuring.reproduction.report_variants import variant_parts
+from measuring.reproduction.results import NOT_MEASURED
+from measuring.reproduction.scales import SCALES, Size
+from measuring.reproduction.steps import Places, Stage
+from tables import markdown_table
+from utils import as_arguments, duration
+
+
+def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequence[Stage]) -> None:
+    """Write the page, and its figures into the folder `results` beside it.
+
+    Raises UserError if a result file cannot be read, or the page cannot be written.
+    """
+    size, places = SCALES[scale], Places(folder)
+    figures = make_folder(page.parent / "results")
+    parts = [
+        _head(places, scale, size, seeds, stages),
+        *(target_part(places, size, target) for target in size.targets),
+        fractions_part(places, size),
+        shifts_part(places, size, figures),
+        adaptation_part(places, size),
+        *variant_parts(places, size),
+        energy_part(places, figures),
+        _commands(places, stages),
+    ]
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    write_atomically(page, lambda name: name.write_text(text, encoding="utf-8"))
+
+
+def _head(places: Places, scale: str, size: Size, seeds: int, stages: Sequence[Stage]) -> str:
+    marks = [m for m in (_mark(places, stage) for stage in stages) if m]
+    dates = sorted(mark["finished"] for mark in marks)
+    machines = dict.fromkeys(
+        f"{m['hardware']['gpu'] or m['hardware']['processor']}, {m['hardware']['cores']} cores, "
+        f"torch {m['hardware']['torch']}" for m in marks
+    )  # fmt: skip
+    seconds = sum(mark["seconds"] for mark in marks)
+    flags = " ".join(as_arguments({"scale": scale, "seeds": seeds}))
+    lines = [
+        "# Results",
+        f"Written by `python -m scripts.reproduce {flags}`, which makes "
+        f"everything from nothing. {len(marks)} of {len(stages)} stages are done"
+        + (f", from {dates[0]} to {dates[-1]}, in {duration(seconds)}." if marks else "."),
+        f"Hardware: {'; '.join(machines) or NOT_MEASURED}.",
+        f"The data are rendered rooms, half of them hard ones: {size.train} buildings with "
+        f"{size.views} views each for training, {size.val} for validation and {size.test} for the "
+        f"test. Images have {size.image_size} pixels, networks width {size.width}. Validation "
+        f"chose the baselines' epochs and the energy's networks. The test views were rendered "
+        f"after all training.",
+        f"Intervals (95 %, in brackets) are of paired bootstraps over buildings, of the images' "
+        f"means over seeds ({size.resamples} draws). They do not hold the spread between seeds, "
+        f"which stands after ±.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _mark(places: Places, stage: Stage) -> dict | None:
+    file = places.stage_mark(stage.name)
+    return read_json(file) if file.is_file() else None
+
+
+def _commands(places: Places, stages: Sequence[Stage]) -> str:
+    """The stages that are done, with their times, and their commands."""
+    rows, blocks = [], []
+    for stage in stages:
+        mark = _mark(places, stage)
+        if not mark:
+            rows.append([stage.name, str(len(stage.steps)), "not done", ""])
+            continue
+        rows.append([stage.name, str(len(stage.steps)), duration(mark["seconds"]),
+                     mark["finished"]])  # fmt: skip
+        blocks += mark["commands"]
+    table = markdown_table(["stage", "commands", "time", "finished"], rows)
+    listed = "```\n" + "\n".join(blocks) + "\n```" if blocks else ""
+    return (f"## Stages and commands\n\n{table}\n\nThe commands, in order, with paths relative to "
+            f"the folder of the results:\n\n{listed}")  # fmt: skip

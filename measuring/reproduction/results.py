@@ -1,0 +1,108 @@
+"""Reading what scripts.reproduce measured: errors by image, changes with their intervals."""
+
+import csv
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from measuring.closing_table import DIRECT
+from measuring.reproduction.steps import Places
+from measuring.statistics import Difference, Values, paired_difference
+from utils import UserError
+
+NOT_MEASURED = "not measured"
+Images = dict[str, dict[str, Values]]  # {network: {error: (N,)}}
+
+
+def read_images(places: Places, key: str) -> tuple[Images, list[str]] | None:
+    """Return the errors of an evaluation and the images' buildings; None if it was not done.
+
+    Raises UserError if its file cannot be read.
+    """
+    file = places.results(key) / "images.csv"
+    if not file.is_file():
+        return None
+    try:
+        with open(file, newline="", encoding="utf-8") as opened:
+            rows = list(csv.DictReader(opened))
+        networks = list(dict.fromkeys(row["network"] for row in rows))
+        names = [name for name in rows[0] if name not in ("", "network", "building", "view")]
+        errors = {
+            network: {name: np.array([float(row[name] or "nan") for row in rows
+                                      if row["network"] == network]) for name in names}
+            for network in networks
+        }  # fmt: skip
+        return errors, [row["building"] for row in rows if row["network"] == networks[0]]
+    except (OSError, KeyError, ValueError, IndexError):
+        raise UserError(f"{file} is not what scripts.evaluate writes: remove its stage's file, to "
+                        f"measure it again") from None  # fmt: skip
+
+
+def by_method(errors: Images) -> dict[str, list[dict[str, Values]]]:
+    """Group networks named "consistency 0", "consistency 1", … by method, a seed each."""
+    groups: dict[str, list[dict[str, Values]]] = {}
+    for label, rows in errors.items():
+        method, _, seed = label.rpartition(" ")
+        groups.setdefault(method if seed.isdecimal() and method else label, []).append(rows)
+    return groups
+
+
+def over_seeds(runs: Sequence[Mapping[str, Values]], row: str) -> Values:
+    """Return each image's mean over the seeds of an error: (N,)."""
+    return np.mean([run[row] for run in runs], axis=0)
+
+
+def mean_of(runs: Sequence[Mapping[str, Values]], rows: Sequence[str]) -> float:
+    """Return the mean of errors over rows, seeds and images; NaN without rows."""
+    return float(np.mean([np.nanmean(run[row]) for run in runs for row in rows])) if rows else (
+        float("nan"))  # fmt: skip
+
+
+def perceptual_rows(rows: Sequence[str], end: str = "true") -> list[str]:
+    """Return the names of the perceptual errors against truth, or those of another end."""
+    return [row for row in rows if row.startswith("percep_") and row.endswith(end)]
+
+
+def mean_change(
+    first: Sequence[Mapping[str, Values]], second: Sequence[Mapping[str, Values]],
+    rows: Sequence[str], buildings: Sequence[str], resamples: int,
+) -> Difference:  # fmt: skip
+    """Return the change of the mean of several errors, each in units of its mean of `first`."""
+    bases = {row: np.nanmean(over_seeds(first, row)) for row in rows}
+    bases = {row: base for row, base in bases.items() if base > 0}  # of 0 there is no per cent
+    if not bases:
+        return Difference(*[float("nan")] * len(Difference._fields))
+    one, two = (np.mean([over_seeds(runs, row) / base for row, base in bases.items()], axis=0)
+                for runs in (first, second))  # fmt: skip
+    return paired_difference(one, two, buildings, resamples)
+
+
+def finding(change: Difference) -> str:
+    """Say whether an error is lower or higher, as far as its interval tells."""
+    if not np.isfinite(change.percent_low):
+        return "without an interval"
+    if change.percent_high < 0:
+        return "lower"
+    return "higher" if change.percent_low > 0 else "not told apart by the interval"
+
+
+def change_text(change: Difference) -> str:
+    """Format a change in per cent with its interval."""
+    if not np.isfinite(change.percent):
+        return "–"
+    interval = f" [{change.percent_low:+.1f}, {change.percent_high:+.1f}]"
+    return f"{change.percent:+.1f} %{interval if np.isfinite(change.percent_low) else ''}"
+
+
+def answer(
+    first: Sequence[Mapping[str, Values]], second: Sequence[Mapping[str, Values]],
+    buildings: Sequence[str], resamples: int,
+) -> str:  # fmt: skip
+    """Say whether `second` has lower errors than `first`, the direct and the perceptual ones."""
+    kinds = {"direct error": [DIRECT],
+             "perceptual errors against truth": perceptual_rows(list(first[0]))}  # fmt: skip
+    told = []
+    for text, rows in kinds.items():
+        change = mean_change(first, second, rows, buildings, resamples)
+        told.append(f"{text} {finding(change)} ({change_text(change)})")
+    return ", ".join(told)

@@ -1,0 +1,270 @@
+"""The stages that render rooms, train and choose. None of them can read a test view."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from energy import get_config
+from graph import edges_of
+from measuring.reproduction.scales import ENERGY_IMAGE_STEPS, Size
+from measuring.reproduction.steps import (
+    COMPARED,
+    DOMAINS,
+    EQUAL_TIME,
+    OTHER_SETS,
+    Made,
+    Places,
+    Stage,
+    Step,
+    adapt_buildings,
+    adapted_key,
+    energy_networks,
+    energy_step,
+    fraction_key,
+    is_fresh,
+    methods_to_train,
+    named,
+    network_scale,
+    other_buildings,
+    perceptual_count,
+    shift_name,
+    size_text,
+    train,
+    train_edges,
+    train_on,
+    trained_key,
+    training_data,
+)
+from methods.table import METHODS, find_method
+from transfers import TRANSFERS, any_transfer
+
+# The networks between domains that `global` trains and no configuration of one target needs.
+GLOBAL_EDGES = ("depth_zbuffer2reshading", "reshading2depth_zbuffer")
+
+ALL, FIXED = "all balanced", "all with weight 1 each"  # perceptual losses
+
+# ---- rooms --------------------------------------------------------------------------
+
+
+def rooms(size: Size, places: Places) -> Stage:
+    """Render all views but the test views."""
+    counts = {"train": size.train, "refit": size.refit, "val": size.val,
+              "adapt": adapt_buildings(size), "adaptval": 1}  # fmt: skip
+    steps = []
+    for parity, kind in enumerate(("plain", "hard")):
+        names = [name for part, count in counts.items() for name in named(part, count, parity)]
+        steps.append(_render(places, size, kind, names))
+    names = [*named("adapt", adapt_buildings(size)), *named("adaptval", 1)]
+    steps += [_render(places, size, kind, names) for kind in OTHER_SETS]
+    return Stage("rooms", (), tuple(steps))
+
+
+def rooms_of_the_test(size: Size, places: Places, before: tuple[str, ...]) -> Stage:
+    """Render the test views, after all stages that train or choose."""
+    steps = [_render(places, size, kind, named("test", size.test, parity), test=True)
+             for parity, kind in enumerate(("plain", "hard"))]  # fmt: skip
+    names = named("test", other_buildings(size))
+    steps += [_render(places, size, kind, names, test=True) for kind in OTHER_SETS]
+    return Stage("test_rooms", before, tuple(steps))
+
+
+def _render(places: Places, size: Size, kind: str, names: Sequence[str], test=False) -> Step:
+    """Render buildings of a kind of rooms. Each kind and part has a seed of its own."""
+    kinds = ["plain", "hard", *OTHER_SETS]
+    flags: dict[str, object] = {
+        "output_dir": places.rooms(kind, test), "buildings": ",".join(names),
+        "views_per_building": size.views, "image_size": size.pixels,
+        "seed": kinds.index(kind) + len(kinds) * test, "quiet": True,
+    }  # fmt: skip
+    if kind != "plain":
+        flags["difficulty" if kind == "hard" else "set"] = kind
+    key = f"{'test_' if test else ''}rooms_{kind}"
+    return Step(key, "scripts.make_rooms", (), flags, views=size.views * len(names))
+
+
+# ---- the start ----------------------------------------------------------------------
+
+
+def baseline(size: Size, places: Places, target: str) -> Stage:
+    """Train rgb → target from scratch; validation chooses the epoch."""
+    row, domain = f"baseline_{target}", DOMAINS[target]
+    file = places.models / TRANSFERS["rgb", domain].checkpoint
+    step = train(size, places, row, f"rgb2{domain}", size.baseline_epochs, lr=size.lr)
+    copy = Step(f"{row}_copy", "copy", (Made(row, best=True), file))
+    return Stage(f"baselines/{target}", ("rooms",), (step, copy))
+
+
+def edges(size: Size, places: Places) -> list[Stage]:
+    """Train the networks that each target's losses, and the energy, need and are not there yet."""
+    before = tuple(f"baselines/{target}" for target in size.targets)
+    there = {f"rgb2{DOMAINS[target]}" for target in size.targets}
+    stages = []
+    for name in (*(f"multiperceptual_{t}" for t in size.targets), "energy_calc"):
+        missing = _networks(name) - there
+        step = train_edges(size, places, name, len(missing))
+        stages.append(Stage(f"edges/{name}", before, (step,)))
+        before, there = (*before, f"edges/{name}"), there | missing
+    return stages
+
+
+def _networks(name: str) -> set[str]:
+    """The networks that a configuration or a method needs, by name."""
+    found = find_method(name)
+    config = found[0].config(found[1]) if found else get_config(name)
+    rows = (any_transfer(*edge) for edge in edges_of(config["paths"]))
+    return {row.name for row in rows if row.trainable}
+
+
+def refits(size: Size, places: Places) -> Stage:
+    """Refit the energy's networks on predictions for buildings that rgb → domain has not seen."""
+    flags = {
+        **training_data(places, "refit"), "models_dir": places.models,
+        "output_dir": places.energy_models, **network_scale(size), "batch_size": size.batch_size,
+        "steps_per_epoch": size.steps, "lr": size.lr / 2, "max_epochs": size.refit_epochs,
+        "results_dir": places.folder / "runs" / "refits", "on_predictions": True,
+    }  # fmt: skip
+    refit = Step("refits", "scripts.train_edges", ("energy_calc",), flags,
+                 work=7 * size.refit_epochs * size.steps * 4 / 3, programs=8)  # fmt: skip
+    images = size.val * size.views
+    val = [
+        replace(energy_step(places, f"energy_val_{name}", models, places.both_rooms(),
+                            named("val", size.val)),
+                work=images / size.batch_size * ENERGY_IMAGE_STEPS)
+        for name, models in energy_networks(places).items()
+    ]  # fmt: skip
+    return Stage("refits", ("edges/energy_calc",), (refit, *val))
+
+
+# ---- training on --------------------------------------------------------------------
+
+
+def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping) -> Stage:
+    """Train on from the baseline by each method, for equal steps, and without for equal time."""
+    epochs, steps = size.trained_epochs, {}
+    for name, (stem, flags) in methods.items():
+        key = trained_key(name, target, seed)
+        steps[name] = train_on(size, places, key, f"{stem}_{target}", epochs, seed=seed, **flags)
+    longer = replace(
+        steps["without"], key=trained_key(EQUAL_TIME, target, seed),
+        work=steps["consistency"].work,
+        as_long_as=(steps["consistency"].key, steps["without"].key),
+    )  # fmt: skip
+    runs = places.folder / "runs" / longer.key
+    longer = replace(longer, flags={**longer.flags, "results_dir": runs})
+    needs = (f"edges/multiperceptual_{target}",)
+    return Stage(f"trained/{target}/{seed}", needs, (*steps.values(), longer))
+
+
+def fraction(size: Size, places: Places, share: float) -> Stage:
+    """The baseline and both ways to train on, on a share of the training views: normals."""
+    target = size.targets[0]
+    views = max(size.batch_size, round(share * size.train * size.views))
+    start = fraction_key("baseline", share)
+    fewer = train(size, places, start, f"rgb2{DOMAINS[target]}", size.baseline_epochs,
+                  lr=size.lr, subset_size=views)  # fmt: skip
+    steps = [fewer]
+    for name in ("without", "consistency"):
+        stem, flags = COMPARED[name]
+        steps.append(train_on(
+            size, places, fraction_key(name, share), f"{stem}_{target}", size.trained_epochs,
+            subset_size=views, init=Made(start, best=True), **flags,
+        ))  # fmt: skip
+    return Stage(f"fractions/{size_text(share)}", (f"edges/multiperceptual_{target}",),
+                 tuple(steps))  # fmt: skip
+
+
+def adapted(size: Size, places: Places) -> list[Stage]:
+    """Fine-tune seed 0 of both ways on few shifted views, each in its own way: normals.
+
+    The views are those of each other set, and rooms of the usual kinds with degraded images.
+    """
+    places_of: dict[str, dict[str, object]] = {
+        kind: {"data_dirs": [places.rooms(kind)]} for kind in OTHER_SETS
+    }
+    places_of |= {shift_name(shift): {"data_dirs": places.both_rooms(), "shift": shift}
+                  for shift in size.adapted_shifts}  # fmt: skip
+    target, stages = size.targets[0], []
+    for kind, data in places_of.items():
+        steps = []
+        for name in ("without", "consistency"):
+            stem, flags = COMPARED[name]
+            for count in size.adapted:
+                steps.append(train_on(
+                    size, places, adapted_key(name, kind, count), f"{stem}_{target}",
+                    size.adapted_epochs, subset_size=count, split=places.split("adapt"),
+                    init=Made(trained_key(name, target, 0)), **data, **flags,
+                ))  # fmt: skip
+        stages.append(Stage(f"adaptation/{kind}", (f"trained/{target}/0",), tuple(steps)))
+    return stages
+
+
+# ---- the other ways to train on: seed 0, the first target ------------------------------
+
+
+def unsupervised(size: Size, places: Places) -> Stage:
+    """Consistency through the domains alone that need no labels: edges and corners of rgb."""
+    target = size.targets[0]
+    name = f"unsupervised_{target}"
+    missing = _networks(name) - _networks(f"multiperceptual_{target}")
+    step = train_on(size, places, trained_key("unsupervised", target, 0), name,
+                    size.trained_epochs)  # fmt: skip
+    return Stage("unsupervised", (f"edges/multiperceptual_{target}",),
+                 (train_edges(size, places, name, len(missing)), step))  # fmt: skip
+
+
+def weight_variants(target: str) -> dict[str, dict[str, object]]:
+    """All perceptual losses, balanced by their gradients or with weight 1: {label: flags}."""
+    return {ALL: {"k": perceptual_count(target)}, FIXED: {"mode": "standard"}}
+
+
+def choice_variants(size: Size) -> dict[str, dict[str, object]]:
+    """How many losses are in use, and how they are chosen: {label: flags}."""
+    found: dict[str, dict[str, object]] = {
+        f"{k} at random": {"k": k, "random_select": True} for k in size.random_ks
+    }
+    return found | {f"{k} by win rate": {"k": k, "winrate": True} for k in size.winrate_ks}
+
+
+def variants(size: Size, places: Places) -> list[Stage]:
+    """The main job with other weights of its losses, and with other choices of them."""
+    target, stages = size.targets[0], []
+    needs = (f"edges/multiperceptual_{target}",)
+    for group, ways in {"weights": weight_variants(target),
+                        "choice": choice_variants(size)}.items():  # fmt: skip
+        steps = tuple(
+            train_on(size, places, trained_key(label, target, 0), f"multiperceptual_{target}",
+                     size.trained_epochs, **flags)
+            for label, flags in ways.items()
+        )  # fmt: skip
+        stages.append(Stage(group, needs, steps))
+    return stages
+
+
+def other_methods(size: Size, places: Places) -> list[Stage]:
+    """The methods of the table that no other stage trains, a stage each.
+
+    They start from the baseline, except for networks of their own that cannot: those are fresh,
+    and learn at the rate of a training from scratch. What a method needs is trained before.
+    """
+    target, stages = size.targets[0], []
+    before = _networks(f"multiperceptual_{target}")
+    needs = ("edges/energy_calc",)  # the last of the edges
+    for name in methods_to_train():
+        method = METHODS[name]
+        if target not in method.targets:
+            continue
+        flags: dict[str, object] = {"init": "baseline", "lr": size.trained_lr}
+        if is_fresh(name):
+            flags = {"init": "scratch", "lr": size.lr}
+        if "lr" in method.defaults:
+            flags["lr"] = method.defaults["lr"]
+        row = f"{name}_{target}"
+        steps = []
+        if missing := _networks(row) - before:
+            steps.append(train_edges(size, places, row, len(missing)))
+        if name == "global":
+            trained_before = len(size.targets) == len(DOMAINS)
+            steps += [train_edges(size, places, edge, not trained_before) for edge in GLOBAL_EDGES]
+        steps.append(train_on(size, places, trained_key(name, target, 0), row,
+                              size.trained_epochs, **flags))  # fmt: skip
+        stages.append(Stage(f"methods/{name}", needs, tuple(steps)))
+    return stages
