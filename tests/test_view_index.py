@@ -45,6 +45,7 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setattr(view_index, "SMALL", 1)
     monkeypatch.setattr(layouts, "SMALL", 1)
     monkeypatch.setattr(listings, "UNSETTLED", -(10**15))
+    monkeypatch.setattr(listings, "BLOCK", 100)  # listings are in several blocks of memory
     keep_indexes_in(tmp_path / "index")
     forget_indexes()
     yield tmp_path / "index"
