@@ -29,7 +29,7 @@ from loading.bad_files import Bad, BadFiles, BadView, first_good, reason_of_file
 from loading.layouts import View
 from loading.packs import PACKED, Pack, find_pack
 from loading.shards import SHARDED, Content, Shards, file_of, find_shards, key_of
-from loading.view_index import Views
+from loading.view_sequence import Views
 from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
 from utils import UserError, log, reason_of
 
@@ -380,12 +380,19 @@ class Reality:
         self.device = torch.device(device)
         self.endless = endless
         self.bad = BadFiles(name, len(dataset), max_bad_fraction, replaced=endless)
-        if endless:
-            self.batches: Any = EndlessSampler(len(dataset), batch_size, seed, 0, rank, count)
-        else:
-            self.batches = BatchesInOrder(len(dataset), batch_size, rank, count)
-        self.loader = DataLoader(
-            _Tolerant(dataset),
+        self.batches = self._batches(seed, rank, count)
+        self.loader = self._loader(num_workers, count)
+
+    def _batches(self, seed: int, rank: int, count: int) -> Any:
+        """Return what decides which views come when; `begin` sets its `start`."""
+        if self.endless:
+            return EndlessSampler(len(self.dataset), self.batch_size, seed, 0, rank, count)
+        return BatchesInOrder(len(self.dataset), self.batch_size, rank, count)
+
+    def _loader(self, num_workers: int, count: int) -> DataLoader:
+        """Return the loader of the batches, for one of `count` processes."""
+        return DataLoader(
+            _Tolerant(self.dataset),
             batch_sampler=self.batches,
             num_workers=num_workers,
             collate_fn=collate,

@@ -10,13 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets import Reality, TaskDataset, TrainTaskDataset, collate, prepare_worker
-from loading.bad_files import BadFiles, BadView, first_good
+from loading.bad_files import BadView, first_good
 from loading.shards import SHARDED, Content, Name, Shards
-from loading.view_index import Views
+from loading.view_sequence import Views
 from utils import UserError, log
 
 BUFFER = 1000  # views of which the order is mixed
@@ -149,35 +148,27 @@ class Stream(IterableDataset):
 
 
 class ShardReality(Reality):
-    """A Reality whose views are in shards. `begin` skips batches, as of other data."""
+    """A Reality whose views are in shards. `begin` skips batches, as of other data.
 
-    def __init__(
-        self,
-        name: str,
-        dataset: TaskDataset,
-        batch_size: int,
-        device: torch.device | str = "cpu",
-        num_workers: int = 0,
-        endless: bool = False,
-        seed: int = 0,
-        max_bad_fraction: float = 0.0,
-        rank: int = 0,
-        count: int = 1,
-    ) -> None:
-        self.name, self.dataset, self.batch_size = name, dataset, batch_size
-        self.device, self.endless = torch.device(device), endless
-        self.bad = BadFiles(name, len(dataset), max_bad_fraction, replaced=endless)
-        self.batches = Stream(dataset, batch_size, endless, seed, rank, count)
+    Raises UserError if there are fewer shards of training views than processes.
+    """
+
+    def _batches(self, seed: int, rank: int, count: int) -> Stream:
+        return Stream(self.dataset, self.batch_size, self.endless, seed, rank, count)
+
+    def _loader(self, num_workers: int, count: int) -> DataLoader:
         shards = len(self.batches.shards)
-        if endless and shards < count:
+        if self.endless and shards < count:
             raise UserError(
-                f"{shards} shards of {name} views are too few for {count} processes: each reads "
-                f"shards of its own (write smaller ones with `shard_size`)"
+                f"{shards} shards of {self.name} views are too few for {count} processes: each "
+                f"reads shards of its own (write smaller ones with `shard_size`)"
             )
-        most = shards // count if endless else 1  # in order, one process reads them all
-        if num_workers > most and endless:
-            log.info("%s loading processes, as there are %s shards of %s views", most, shards, name)
-        self.loader = DataLoader(
+        most = shards // count if self.endless else 1  # in order, one process reads them all
+        if num_workers > most and self.endless:
+            log.info(
+                "%s loading processes, as there are %s shards of %s views", most, shards, self.name
+            )
+        return DataLoader(
             self.batches,
             batch_size=None,
             num_workers=min(num_workers, most),

@@ -23,7 +23,7 @@ from files import sha256
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
-from loading.view_index import keep_indexes_in
+from loading.view_index import choose_index_dir
 from logger import VisdomWindows
 from measuring.closing_table import measure, table
 from measuring.demo_networks import TARGETS
@@ -257,8 +257,7 @@ def new_run(options: Options, ranks: Ranks) -> Path:
 def find_sources(options: Options, objective: Objective) -> Sources:
     """Return the data folders, model folders and network scale of the run."""
     add_layouts(options.data.layouts)
-    if options.data.index_dir is not None:
-        keep_indexes_in(None if options.data.index_dir == "none" else options.data.index_dir)
+    choose_index_dir(options.data.index_dir)
     networks = options.networks
     scale = networks.image_size, networks.width, networks.levels
     sources = settle(

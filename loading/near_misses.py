@@ -32,7 +32,7 @@ RGB_ENDINGS = r"\.(?i:png|jpe?g)"  # rgb may be compressed with losses; labels m
 FOLDERS, ENTRIES, DEPTH = 2000, 5000, 6  # how much of a data folder is looked at
 
 Layout = Callable[[ImageTask, str, str, str], str]
-# Private-use characters that stand for names in a layout's path: see `layouts.MARKS`.
+# Private-use characters that stand for names in a layout's path: see `layout_table.MARKS`.
 BUILDING, VIEW, PART, DOMAIN, TAG = "\ue000", "\ue001", "\ue002", "\ue004", "\ue005"
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from loading.layouts import add_layouts
+from loading.view_index import choose_index_dir
 from utils import UserError
 
 
@@ -13,6 +15,8 @@ class LabelledOptions:
         data_dirs: folders with labelled data, or lists of views (docs/data.md),
             comma-separated (default: data/ of the job's base folder, else the embedded rooms).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
+        index_dir: folder in which the views of large data folders are listed, for later runs
+            (docs/scale.md; default: xtconsistency in the user's cache folder), or none.
         split: a split file, whose test buildings are measured.
         buildings: the buildings to measure, comma-separated (default: the published almena and
             albertville where they are at hand, else the test buildings).
@@ -21,9 +25,15 @@ class LabelledOptions:
 
     data_dirs: list | None = None
     layouts: list | None = None
+    index_dir: str | None = None
     split: str | None = None
     buildings: list | None = None
     allow_missing: bool = False
+
+    def prepare(self) -> None:
+        """Add the layouts, and choose where indexes of views are kept, before data are read."""
+        add_layouts(self.layouts)
+        choose_index_dir(self.index_dir)
 
 
 def check_unused(what: str, labelled: LabelledOptions, **others: object) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Reality, check_loading
 from devices import choose_device
 from files import make_folder, write_json
-from loading.layouts import View, add_layouts
+from loading.layouts import View
 from measuring.consistency_energy import (
     LABELLED,
     UNLABELLED,
@@ -107,7 +107,7 @@ def measure_labelled(
     networks: NetworkOptions,
 ) -> None:
     """Measure labelled views, and write their results into `folder`."""
-    add_layouts(labelled.layouts)
+    labelled.prepare()
     make_folder(folder)
     sources = settle_measuring(
         read_job(), labelled.data_dirs, networks.models_dir, networks.scale, quiet=networks.quiet

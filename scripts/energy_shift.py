@@ -12,7 +12,6 @@ from tqdm import tqdm
 from degradations import Shift
 from devices import choose_device
 from files import make_folder
-from loading.layouts import add_layouts
 from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, labelled_views
 from measuring.given_networks import given_networks, modules_of
 from measuring.image_files import ImageFiles
@@ -61,7 +60,7 @@ def main(
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)
     if img_path is not None:
         check_unused("`img_path`", labelled)
-    add_layouts(labelled.layouts)
+    labelled.prepare()
     check_precision(networks.precision)
     images = ImageFiles(img_path) if img_path is not None else None
     job = read_job()

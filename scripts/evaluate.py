@@ -19,7 +19,7 @@ from devices import choose_device
 from energy import get_config, loss_of, paths_for
 from files import make_folder, sha256, write_atomically, write_json
 from graph import edges_of
-from loading.layouts import View, add_layouts, find_views_and_tasks
+from loading.layouts import View, find_views_and_tasks
 from measuring.consistency_energy import choose_buildings
 from measuring.demo_networks import TARGETS, choose_networks, for_task
 from measuring.evaluation import (
@@ -119,7 +119,7 @@ def main(
         raise UserError(f"`seed` has to be 0 or more, not {comparison.seed}")
     shift = parse_shift(comparison.shift) if comparison.shift else CLEAN
     job, entries = read_job(), [str(entry) for entry in checkpoint or VARIANTS]
-    add_layouts(labelled.layouts)
+    labelled.prepare()
     task = chosen_task(comparison.task, entries)
     config = get_config(f"multiperceptual_{task}")
     losses = perceptual_of(config, comparison.perceptual)

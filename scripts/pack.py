@@ -5,32 +5,60 @@ python -m scripts.pack /data/taskonomy --to /data/taskonomy_256 --image-size 256
 
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import check_loading
 from loading.layouts import add_layouts
 from loading.packs import PACK_INDEX, find_pack
+from loading.view_index import choose_index_dir
 from packing import make_pack
 from sharding import make_shards
 from task_configs import get_task
-from utils import UserError, also_called, check_positive, command_line, counted
+from utils import (
+    UserError,
+    also_called,
+    check_positive,
+    command_line,
+    counted,
+    folding_flags,
+)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The data.
+
+    Args:
+        domains: the domains to pack, comma-separated (default: all that have files).
+        layouts: Python files of your own that add layouts of folders (docs/extending.md).
+        index_dir: folder in which the views of large data folders are listed, for later runs
+            (docs/scale.md; default: xtconsistency in the user's cache folder), or none.
+        allow_missing: go on where more than a tenth of the views lack a domain.
+        max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
+            it, they are left out.
+    """
+
+    domains: list | None = None
+    layouts: list | None = None
+    index_dir: str | None = None
+    allow_missing: bool = False
+    max_bad_fraction: float = 0.01
 
 
 @also_called(tasks="domains")
+@folding_flags
 def main(
     data_dir: str,
     *,
     to: str | None = None,
     image_size: int | None = None,
-    domains: list | None = None,
-    layouts: list | None = None,
-    allow_missing: bool = False,
-    max_bad_fraction: float = 0.01,
     num_workers: int | None = None,
     verify: bool = False,
     shards: bool = False,
     shard_size: float | None = None,
     quiet: bool = False,
+    source: SourceOptions,
 ) -> None:
     """Pack a data set at one image size. Training takes the pack as --data-dirs.
 
@@ -44,11 +72,6 @@ def main(
             --verify, a pack.
         to: the pack's folder, a new one.
         image_size: pixels of the images' side, as the networks will take them (default: 256).
-        domains: the domains to pack, comma-separated (default: all that have files).
-        layouts: Python files of your own that add layouts of folders (docs/extending.md).
-        allow_missing: go on where more than a tenth of the views lack a domain.
-        max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
-            it, they are left out.
         num_workers: processes that read files (default: one a core).
         verify: compare a pack with the checksums that it records; nothing is packed. Training
             compares only the sizes and the ends of the arrays.
@@ -61,19 +84,20 @@ def main(
         _verify(data_dir, to)
         return
     check_positive(image_size=image_size, shard_size=shard_size)
-    check_loading(num_workers, max_bad_fraction)
+    check_loading(num_workers, source.max_bad_fraction)
     if to is None:
         raise UserError("where to pack to? name the new folder with `to`")
     _check_kind(shards, image_size, num_workers, shard_size)
-    add_layouts(layouts)
-    chosen = [get_task(name) for name in domains] if domains else None
+    add_layouts(source.layouts)
+    choose_index_dir(source.index_dir)
+    chosen = [get_task(name) for name in source.domains] if source.domains else None
+    limits = source.allow_missing, source.max_bad_fraction
     if shards:
-        rest = shard_size or 1000, chosen, allow_missing, max_bad_fraction, quiet
-        _print_shards(to, make_shards(data_dir, to, *rest))
+        written = make_shards(data_dir, to, shard_size or 1000, chosen, *limits, quiet)
+        _print_shards(to, written)
         return
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
-    common = image_size or 256, chosen, allow_missing, max_bad_fraction, workers, quiet
-    _print_pack(to, make_pack(data_dir, to, *common))
+    _print_pack(to, make_pack(data_dir, to, image_size or 256, chosen, *limits, workers, quiet))
 
 
 def _check_kind(

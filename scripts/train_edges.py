@@ -50,6 +50,8 @@ class TrainerOptions:
         dataaug: the published augmentation.
         data_dirs: folders with data, or lists of views (docs/data.md), comma-separated.
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
+        index_dir: folder in which the views of large data folders are listed, for later runs
+            (docs/scale.md; default: xtconsistency in the user's cache folder), or none.
         split: a split file.
         models_dir: where networks are looked for and installed (default: installed into
             models/trained of the job's base folder; those in models/ and the shipped ones
@@ -68,6 +70,7 @@ class TrainerOptions:
     dataaug: bool = False
     data_dirs: list | None = None
     layouts: list | None = None
+    index_dir: str | None = None
     split: str | None = None
     models_dir: str | None = None
     image_size: int | None = None

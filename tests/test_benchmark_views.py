@@ -2,15 +2,35 @@
 
 import pytest
 
+from scripts.benchmark_views import make_views
+from utils import UserError
 
-@pytest.mark.slow  # starts Python twice for each number
+
+@pytest.mark.slow  # starts Python five times
 def test_the_start_is_measured_with_and_without_an_index(run, tmp_path):
-    arguments = ("--views=40,2600", f"--folder={tmp_path}", "--num-workers=1", "--reads=10")
-    status, output, _ = run(*arguments, program="scripts.benchmark_views", defaults=False)
+    status, output, _ = run(
+        "--views=2600", "--faults", "--num-workers=1", "--reads=10", f"--folder={tmp_path}",
+        "--keep", program="scripts.benchmark_views", defaults=False,
+    )  # fmt: skip
     assert status == 0, output
-    rows = [line.split() for line in output.splitlines() if line.startswith(("40 ", "2600 "))]
-    assert [row[1] for row in rows[-4:]] == ["320", "320", "20800", "20800"]
-    assert not list(tmp_path.glob("views-*"))
+    rows = [line for line in output.splitlines() if line.startswith("2600 ")][-5:]
+    kinds = "none", "there", "a folder changed", "cut off", "none"
+    for row, kind in zip(rows, kinds, strict=True):
+        assert row.split()[1] == "20800" and kind in row
+    (folder,) = tmp_path.iterdir()  # the index is gone, and the file that was removed is back
+    assert len(list(folder.rglob("*.png"))) == 20800
+
+
+def test_views_are_made_once_and_grow(tmp_path):
+    make_views(tmp_path, 20, ["rgb", "normal"])
+    inode = {file: file.stat().st_ino for file in tmp_path.rglob("*.png")}
+    assert len(inode) == 40
+    make_views(tmp_path, 20, ["rgb", "normal"])
+    next(iter(inode)).unlink()
+    make_views(tmp_path, 20, ["rgb", "normal"])
+    assert inode == {file: file.stat().st_ino for file in tmp_path.rglob("*.png")}
+    with pytest.raises(UserError, match="files of more views"):
+        make_views(tmp_path, 15, ["rgb", "normal"])
 
 
 @pytest.mark.parametrize("views", ["0", "many"])

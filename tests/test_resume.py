@@ -21,6 +21,7 @@ from test_backbones import OWN
 import training.loop
 from files import only_process_in, read_json
 from models import save_network
+from sharding import make_shards
 from training.options import Options
 from training.run_folder import find_folder, recorded_options
 from training.states import load_state, save_state
@@ -481,30 +482,32 @@ class Killer:
         return sum(file.stat().st_size for file in folder.glob("*/log.jsonl"))
 
 
-@pytest.mark.slow
-def test_a_hundred_kills(runs):
-    """SIGKILL at any moment, start-up and writing included: nothing is lost but the time."""
-    arguments = ("example_normal", "--k=2", "--random-select", "--max-epochs=3", "--save-every=1")
+def killed_and_resumed(runs: Runs, arguments: Sequence[str], kills: int, starts: int) -> Counter:
+    """Kill runs and go on with them until there were so many kills; each ends as if not killed.
+
+    Up to `starts` of the kills come while Python starts. Returns what was hit.
+    """
+    config = arguments[0]
     status, output = runs.start("whole", *arguments).finish()
     assert status == 0, output
     killer, number = Killer(runs, seed=0), 0
-    while killer.hit["kills"] < 100:
+    while killer.hit["kills"] < kills:
         number += 1
         results, alive = f"run{number}", True
         while alive:
             there = list((runs.folder / results).glob("*/run.json"))
-            start_up = killer.hit["at start-up"] < 6 and killer.rng.random() < 0.15
+            start_up = killer.hit["at start-up"] < starts and killer.rng.random() < 0.15
             if start_up:
                 killer.hit["starts of Python"] += 1
-                begun = ("example_normal", "--resume") if there else runs.complete(arguments)
+                begun = (config, "--resume") if there else runs.complete(arguments)
                 program = Real(*begun, f"--results-dir={runs.folder / results}",
                                output=runs.folder / "real.txt")  # fmt: skip
             elif there:
-                program = runs.resume(results, "example_normal")
+                program = runs.resume(results, config)
             else:
                 program = runs.start(results, *arguments)
             moment = "start-up" if start_up else killer.rng.choice(Killer.MOMENTS[:-1])
-            if killer.hit["kills"] < 100:
+            if killer.hit["kills"] < kills:
                 alive = killer.life(results, program, moment)
             else:
                 alive = False
@@ -516,7 +519,29 @@ def test_a_hundred_kills(runs):
         assert not left
         killer.hit["runs, all equal to the uninterrupted one"] += 1
     print(dict(killer.hit))
-    assert killer.hit["half a state left"] > 0 and killer.hit["resumed"] > 0
+    return killer.hit
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(runs):
+    """SIGKILL at any moment, start-up and writing included: nothing is lost but the time."""
+    arguments = ("example_normal", "--k=2", "--random-select", "--max-epochs=3", "--save-every=1")
+    hit = killed_and_resumed(runs, arguments, kills=100, starts=6)
+    assert hit["half a state left"] > 0 and hit["resumed"] > 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_on_shards(runs, rooms, tmp_path):
+    """In the middle of shards and of passes over them, with loading processes."""
+    pytest.importorskip("webdataset")
+    each = sum(file.stat().st_size for file in rooms.glob("*/*/*.png")) / 16
+    count, _, _ = make_shards(rooms, tmp_path / "shards" / "rooms", each * 1.2 / 1e6)
+    spec = f"shards:{tmp_path}/shards/rooms/rooms-{{000000..{count - 1:06}}}.tar"
+    arguments = (
+        "example_normal", "--k=2", "--random-select", "--max-epochs=3", "--save-every=1",
+        "--dataaug", "--num-workers=2", f"--data-dirs={spec}",
+    )  # fmt: skip
+    assert killed_and_resumed(runs, arguments, kills=20, starts=1)["resumed"] > 0
 
 
 # ---- states that cannot be read, folders that cannot be written ---------------------

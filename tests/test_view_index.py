@@ -1,8 +1,10 @@
 """The index of views: the same views as without it, whatever happens to it or to the data."""
 
+import hashlib
 import os
 import pickle
 import random
+import shutil
 import time
 import tracemalloc
 from contextlib import contextmanager
@@ -14,10 +16,20 @@ import torch
 import loading.layouts as layouts
 from datasets import EndlessSampler, Reality, TaskDataset
 from files import write_atomically, written_atomically
-from loading import view_index
-from loading.layouts import LAYOUTS, find_buildings, find_layout, find_views, find_views_and_tasks
-from loading.view_index import Views, forget_indexes, keep_indexes_in
+from loading import listings, view_index
+from loading.layouts import (
+    LAYOUTS,
+    View,
+    find_buildings,
+    find_layout,
+    find_views,
+    find_views_and_tasks,
+)
+from loading.view_index import forget_indexes, keep_indexes_in
+from loading.view_sequence import Views
+from scripts import train_edges
 from task_configs import TASKS
+from training import inputs
 from training.data import Part, trained_on
 from training.inputs import views_digest
 from utils import UserError
@@ -32,7 +44,8 @@ def index(tmp_path, monkeypatch):
     """Every data folder has an index, in this folder, which is used at once."""
     monkeypatch.setattr(view_index, "SMALL", 1)
     monkeypatch.setattr(layouts, "SMALL", 1)
-    monkeypatch.setattr(view_index, "UNSETTLED", -(10**15))
+    monkeypatch.setattr(listings, "UNSETTLED", -(10**15))
+    monkeypatch.setattr(listings, "BLOCK", 100)  # listings are in several blocks of memory
     keep_indexes_in(tmp_path / "index")
     forget_indexes()
     yield tmp_path / "index"
@@ -119,6 +132,27 @@ def test_views_are_a_sequence(index, tmp_path):
     assert trained_on(parts) == 3
     digest = views_digest(parts["train"])
     assert digest == views_digest(Part(listed, (RGB,))) != views_digest(parts["test"])
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_the_digest_is_the_one_that_runs_have_recorded(tmp_path, monkeypatch, small):
+    """Otherwise a run that was stopped before could not be resumed."""
+    views, text = [], ""
+    for name in ("a", "b"):
+        views.append(View(tmp_path, "agate", name))
+        text += repr(("", "agate", name))
+    for view in views:
+        for task in (RGB, NORMAL):
+            file = view.path(task)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(f"{view.name} {task}".encode())
+            os.utime(file, ns=(0, len(text) * 10**9))
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            text += f"{task} " + (content if small else f"{len(file.read_bytes())} ")
+            text += "" if small else f"{file.stat().st_mtime_ns}"
+    monkeypatch.setattr(inputs, "SMALL", 10**9 if small else 0)
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert views_digest(Part(views, (RGB, NORMAL))) == expected
 
 
 def add_file(folder: Path) -> None:
@@ -280,7 +314,7 @@ def test_folders_that_have_just_changed_are_listed_again(index, tmp_path, monkey
     """Their times may not change with the next file; with the clock set back, for long."""
     folder = make_files(tmp_path / "data", "taskonomy")
     monkeypatch.setattr(view_index, "folder_times", lambda folder: (5, time.time_ns()))
-    monkeypatch.setattr(view_index, "UNSETTLED", 2 * 10**9)
+    monkeypatch.setattr(listings, "UNSETTLED", 2 * 10**9)
     before = found_in(folder)
     add_file(folder)
     assert found_in(folder) != before
@@ -368,6 +402,46 @@ def test_a_run_with_an_index_is_the_one_without(index, run, tmp_path):
         tables.append(output.partition("normals")[2].partition("checkpoint")[0])
         assert ("index of" in output) == (len(tables) == 1), output
     assert tables[0] == tables[1] and list(place.iterdir())
+
+
+MEASURE = ("--subset-size=1", "--quiet")
+READERS = {
+    "energy_calc": MEASURE,
+    "energy_shift": MEASURE,
+    "evaluate": ("--resamples=10", "--perceptual=none", *MEASURE),
+    "pack": ("--image-size=16", "--num-workers=0", "--quiet"),
+}
+
+
+@pytest.mark.parametrize("program", READERS)
+def test_other_programs_keep_the_index_where_they_are_told(
+    index, run, networks, tmp_path, monkeypatch, program
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    named = {"energy_calc": ["energy_calc"], "evaluate": ["baseline"], "pack": [str(run.rooms)]}
+    flags = [f"--data-dirs={run.rooms}", f"--models-dir={networks}", f"--output-dir={tmp_path}/out"]
+    flags = [f"--to={tmp_path / 'pack'}"] if program == "pack" else flags
+    for place in ("none", str(tmp_path / "my index")):
+        view_index._chosen.clear()
+        forget_indexes()
+        shutil.rmtree(tmp_path / "pack", ignore_errors=True)
+        arguments = *named.get(program, ()), *flags, *READERS[program], f"--index-dir={place}"
+        status, output, _ = run(*arguments, program=f"scripts.{program}", defaults=False)
+        assert status == 0, output
+        assert [file.parent.name for file in tmp_path.rglob("views-*.index")] == (
+            [] if place == "none" else ["my index"]
+        )
+
+
+def test_train_edges_tells_its_trainings(run, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(train_edges, "_run", lambda *arguments: told.append(arguments[2]) or 0)
+    status, output, _ = run(
+        "normal2sobel_edges", f"--data-dirs={run.rooms}", f"--models-dir={tmp_path}",
+        "--index-dir=somewhere", program="scripts.train_edges", defaults=False,
+    )  # fmt: skip
+    assert status == 0, output
+    assert [flags["index_dir"] for flags in told] == ["somewhere"]
 
 
 def test_views_of_an_index_take_no_memory_each(index, tmp_path):

@@ -14,7 +14,7 @@ from devices import Ranks
 from energy import loss_of, paths_for, yardstick_of
 from loading.layouts import View, find_views_and_tasks, what_lies_there
 from loading.splits import split_buildings
-from loading.view_index import Views
+from loading.view_sequence import Views
 from sources import Sources
 from streams import ShardReality, is_sharded
 from task_configs import OWN_TASKS, TASKS, ImageTask, get_task

@@ -3,14 +3,13 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 from backbones import Backbone
 from files import sha256
 from loading.packs import PACK_INDEX, PACKED
 from loading.shards import REMOTE, SHARDED, find_shards
-from loading.view_index import Views
+from loading.view_sequence import Views
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
 
@@ -47,51 +46,66 @@ def views_digest(part: Part) -> str:
     data folder is.
     """
     digest = hashlib.sha256()
-    keys = _keys(part)
-    while some := list(islice(keys, 10_000)):
-        digest.update("".join(map(repr, some)).encode())
-    files = files_of(part)
+    for keys in _keys(part):
+        digest.update(keys.encode())
     try:
-        statuses = {key: os.stat(path) for key, path in files.items()}
-        small = sum(status.st_size for status in statuses.values()) <= SMALL
-        for key, path in files.items():
-            status = statuses[key]
-            what = sha256(path) if small else f"{status.st_size} {status.st_mtime_ns}"
-            digest.update(f"{key[-1]} {what}".encode())
+        small = _is_small(part)
+        for name, path in files_of(part):
+            if small:
+                what = sha256(path)
+            else:
+                status = os.stat(path)
+                what = f"{status.st_size} {status.st_mtime_ns}"
+            digest.update(f"{name} {what}".encode())
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {reason_of(error)}") from None
     return digest.hexdigest()
 
 
-def _keys(part: Part) -> Iterator[tuple[str, str, str]]:
-    """Yield (part, building, name) of each view."""
+def _keys(part: Part) -> Iterator[str]:
+    """Yield (part, building, name) of the views as text, of one or many at a time."""
     if isinstance(part.views, Views):
         return part.views.keys()
-    return ((view.part, view.building, view.name) for view in part.views)
+    return (repr((view.part, view.building, view.name)) for view in part.views)
 
 
-def files_of(part: Part) -> dict[tuple, Path]:
-    """Return at most `EXAMINED` files of evenly spaced views, {(view or folder, name): file}."""
-    files: dict[tuple, Path] = {}
+def _is_small(part: Part) -> bool:
+    """Whether the files that are looked at have at most `SMALL` bytes in all."""
+    size = 0
+    for _, path in files_of(part):
+        size += os.stat(path).st_size
+        if size > SMALL:
+            return False
+    return True
+
+
+def files_of(part: Part) -> Iterator[tuple[str, Path]]:
+    """Yield at most `EXAMINED` files of evenly spaced views: (domain or the like, file).
+
+    They are not collected, as that takes more memory than the index of millions of views.
+    """
     some = part.views.firsts() if isinstance(part.views, Views) else part.views
     for folder in {view.data_dir for view in some if view.layout == SHARDED}:
         shards = find_shards(folder)  # of those that are not local, only the views' names count
         for number, url in enumerate(shards.urls if shards else ()):
             if not REMOTE.match(url):
-                files[folder, str(number)] = Path(url)
+                yield str(number), Path(url)
+    of_packs = set[Path]()
     for view in evenly_spaced(part.views, max(1, EXAMINED // max(1, len(part.tasks)))):
         for task in part.tasks:
             if view.layout == PACKED:
                 for name in (PACK_INDEX, f"{task}.npy"):
-                    files[view.data_dir, name] = Path(view.data_dir) / name
+                    path = Path(view.data_dir) / name
+                    if path not in of_packs:
+                        of_packs.add(path)
+                        yield name, path
             elif view.layout != SHARDED:
-                files[view, task.name] = view.path(task)
-    return files
+                yield task.name, view.path(task)
 
 
 def changed_since(part: Part, moment: float) -> Path | None:
     """Return the first of the part's files that was modified after `moment`, or None."""
-    return next((p for p in files_of(part).values() if os.stat(p).st_mtime > moment), None)
+    return next((p for _, p in files_of(part) if os.stat(p).st_mtime > moment), None)
 
 
 def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
