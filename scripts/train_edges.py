@@ -48,6 +48,7 @@ class TrainerOptions:
         batch_size: views a step.
         lr: learning rate.
         dataaug: the published augmentation.
+        augment_rgb: strong changes of rgb's look (see python -m train --help).
         data_dirs: folders with data, or lists of views (docs/data.md), comma-separated.
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
         split: a split file.
@@ -66,6 +67,7 @@ class TrainerOptions:
     batch_size: int | None = None
     lr: float | None = None
     dataaug: bool = False
+    augment_rgb: str | None = None
     data_dirs: list | None = None
     layouts: list | None = None
     split: str | None = None
