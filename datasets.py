@@ -30,6 +30,7 @@ from loading.layouts import View
 from loading.packs import PACKED, Pack, find_pack
 from loading.shards import SHARDED, Content, Shards, file_of, find_shards, key_of
 from loading.view_sequence import Views
+from photometric import changed
 from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
 from utils import UserError, log, reason_of
 
@@ -195,6 +196,9 @@ class TrainTaskDataset(TaskDataset):
     image's side. The crop happens before the only resize, so invalid pixels are not
     interpolated a second time. With probability ½, colour jitter is applied to rgb. Both
     depend only on (seed, draw), so the workers' number and order do not matter.
+
+    `strong_rgb` changes the look of rgb, after everything else, by `photometric.changed`; it
+    depends on (seed, draw) too. Views kept in memory are kept without it.
     """
 
     def __init__(
@@ -205,6 +209,7 @@ class TrainTaskDataset(TaskDataset):
         augment: bool = False,
         seed: int = 0,
         keep: bool = False,
+        strong_rgb: bool = False,
     ) -> None:
         super().__init__(tasks, views, image_size, keep)
         if augment and self.packs:
@@ -213,13 +218,24 @@ class TrainTaskDataset(TaskDataset):
                 f"{next(iter(self.packs.values()))} holds them resized: name the folder of the "
                 f"files themselves, or leave `dataaug` out"
             )
-        self.augment = augment
+        self.augment, self.strong_rgb = augment, strong_rgb
         self.seed = seed
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, ...]:  # type: ignore[override]
         draw, number = index
         view = self.views[number]
-        return self._read(view, *self.augmentation(draw)) if self.augment else self.load(view)
+        read = self._read(view, *self.augmentation(draw)) if self.augment else self.load(view)
+        return self.with_look(draw, read)
+
+    def with_look(self, draw: int, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the tensors of a view, rgb with the look of a draw if `strong_rgb`."""
+        if not self.strong_rgb:
+            return tensors
+        return tuple(
+            changed(values, random.Random(f"{self.seed}/{draw}/look"))
+            if task.name == "rgb" else values
+            for task, values in zip(self.tasks, tensors, strict=True)
+        )  # fmt: skip
 
     def augmentation(self, draw: int) -> tuple[float | None, ColourJitter | None]:
         """Return the share of the image to crop to and the colour jitter of a draw, if any."""

@@ -3,7 +3,7 @@
 Without augmentation, a view's labels never change, so each output is computed only once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +32,12 @@ class LabelCache:
     """Caches the values (C, S, S) of paths from files, by path and view.
 
     A cache serves one data set. Values stay on the device that computed them. Those that do
-    not fit into the budget are computed again each time.
+    not fit into the budget are computed again each time, and so are those of paths from the
+    domains `changing`, which differ each time a view is drawn.
     """
 
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
+    def __init__(self, budget: Budget, changing: Collection[str] = ()) -> None:
+        self.budget, self.changing = budget, frozenset(changing)
         self._kept: dict[tuple[Path, int], Tensor] = {}
 
     def frozen_values(
@@ -63,7 +64,8 @@ class LabelCache:
             cached = [value for value in kept if value is not None]
             if len(cached) < len(batch.views):
                 values[path] = graph.sample({name: path}, batch, values)[name]
-                self._keep(path, batch.views, values[path])
+                if path[0] not in self.changing:
+                    self._keep(path, batch.views, values[path])
             else:
                 values[path] = torch.stack(cached)
         return values

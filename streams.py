@@ -140,8 +140,9 @@ class Stream(IterableDataset):
             number, files = chunk[place]
             if not isinstance(data, TrainTaskDataset):
                 return data.decoded(data.views[number], files), number
-            crop = data.augmentation(turn * len(data) + number)
-            return data.decoded(data.views[number], files, *crop), number
+            draw = turn * len(data) + number
+            tensors = data.decoded(data.views[number], files, *data.augmentation(draw))
+            return data.with_look(draw, tensors), number
 
         (tensors, number), bad = first_good(load, position, len(chunk))
         return tensors, number, [(chunk[place][0], files) for place, files in bad]

@@ -354,7 +354,8 @@ def visdom_windows(options: Options, objective: Objective) -> VisdomWindows | No
 def label_caches(options: Options, realities: Mapping[str, Reality]) -> dict[str, LabelCache]:
     """Return a cache of the frozen networks' outputs on labels for each reality."""
     budget = Budget(label_bytes(options, realities["train"]))
-    return {name: LabelCache(budget) for name in realities}
+    changing = {"train": ["rgb"]} if options.data.augment_rgb else {}
+    return {name: LabelCache(budget, changing.get(name, ())) for name in realities}
 
 
 def label_bytes(options: Options, reality: Reality) -> float:

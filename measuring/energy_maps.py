@@ -158,10 +158,17 @@ def common_limits(energies: Sequence[Tensor], top: float | None, standardised: b
     return low, max(high, low + 1e-6)
 
 
-def drawn(maps: Maps, limits: Limits, part_limits: Limits | None, unit: str = "") -> Image.Image:
+def drawn(
+    maps: Maps,
+    limits: Limits,
+    part_limits: Limits | None,
+    unit: str = "",
+    across: int = len(ENERGY_DOMAINS),
+) -> Image.Image:
     """Draw the image, its normals, their energy, and the energy on the image.
 
-    With `part_limits` there is also the disagreement through each domain.
+    With `part_limits` there is also the disagreement through each domain. At most `across`
+    pictures stand side by side.
     """
     size = maps.image.shape[-2:]
     normals = coloured(TASKS["normal"], resized(maps.normals[None], size), (0, 1), mark=False)
@@ -180,7 +187,7 @@ def drawn(maps: Maps, limits: Limits, part_limits: Limits | None, unit: str = ""
             for d, part in maps.parts.items()
         ]
         groups.append(_with_bar(through, part_limits, ""))
-    return page(groups, min(size), across=len(ENERGY_DOMAINS))
+    return page(groups, min(size), across=across)
 
 
 def overlaid(images: Tensor, energies: Tensor, limits: Limits) -> Tensor:

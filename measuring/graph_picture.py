@@ -50,18 +50,20 @@ def graph_picture(
         _draw_edge(axes, places, edge, colour or (ON_PATH if edge in on_path else PLAIN))
     for edge, number in numbers.items():
         x, y = _middle(places, edge)
-        axes.text(x, y, f"{number:.3f}", ha="center", va="center", fontsize=8, zorder=4,
+        axes.text(x, y, f"{number:.3f}", ha="center", va="center", fontsize=11, zorder=4,
                   bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"})  # fmt: skip
     used = {domain for edge in (*on_path, *numbers) for domain in edge}
     for domain, (x, y) in places.items():
         name = look_of(TASKS[domain]).name if domain in TASKS else domain.replace("_", " ")
         border = ON_PATH if domain in used else "#888888"
-        axes.text(x, y, name.replace(" ", "\n"), ha="center", va="center", fontsize=10, zorder=5,
+        axes.text(x, y, name.replace(" ", "\n"), ha="center", va="center", fontsize=13, zorder=5,
                   bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": border})  # fmt: skip
     if numbers:
-        bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, shrink=0.6, pad=0.01)
-        bar.set_label(meaning)
-    axes.set_title(title, fontsize=11)
+        bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, location="bottom",
+                              shrink=0.7, aspect=40, pad=0.01)  # fmt: skip
+        bar.set_label(meaning, fontsize=12)
+        bar.ax.tick_params(labelsize=11)
+    axes.set_title(title, fontsize=13)
     axes.set_xlim(-1.3, 1.3)
     axes.set_ylim(-1.2, 1.2)
     axes.set_axis_off()
@@ -88,7 +90,7 @@ def _draw_edge(axes, places: Mapping, edge: Edge, colour) -> None:
         "", xytext=places[edge[0]], xy=places[edge[1]], zorder=1 if is_plain else 2,
         arrowprops={
             "arrowstyle": "-|>", "color": colour, "linewidth": 0.8 if is_plain else 2.2,
-            "connectionstyle": f"arc3,rad={BEND}", "shrinkA": 24, "shrinkB": 26,
+            "connectionstyle": f"arc3,rad={BEND}", "shrinkA": 28, "shrinkB": 30,
             "mutation_scale": 10 if is_plain else 16,
         },
     )  # fmt: skip

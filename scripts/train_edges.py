@@ -48,6 +48,7 @@ class TrainerOptions:
         batch_size: views a step.
         lr: learning rate.
         dataaug: the published augmentation.
+        augment_rgb: strong changes of rgb's look (see python -m train --help).
         data_dirs: folders with data, or lists of views (docs/data.md), comma-separated.
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
         index_dir: folder in which the views of large data folders are listed, for later runs
@@ -68,6 +69,7 @@ class TrainerOptions:
     batch_size: int | None = None
     lr: float | None = None
     dataaug: bool = False
+    augment_rgb: str | None = None
     data_dirs: list | None = None
     layouts: list | None = None
     index_dir: str | None = None

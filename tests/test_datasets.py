@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import random
 import resource
 import shutil
 import signal
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import photometric
 from datasets import BadView, EndlessSampler, Reality, TaskDataset, TrainTaskDataset
 from loading import bad_files
 from loading.file_checks import check_view
@@ -232,6 +234,40 @@ def test_augmentation_is_one_geometry_for_all_domains_and_follows_the_seed(tmp_p
         torch.equal(data[draw, 0][0], TrainTaskDataset(SOME, views, 32, True, seed=4)[draw, 0][0])
         for draw in range(4)
     )
+
+
+def test_the_strong_look_changes_rgb_alone_and_follows_seed_and_draw(rooms):
+    views = find_views(SOME, [rooms], find_buildings([rooms]))
+
+    def look(keep=False, seed=3, augment=False) -> TrainTaskDataset:
+        return TrainTaskDataset(SOME, views, 32, augment, seed, keep, strong_rgb=True)
+
+    plain, kept, data = TaskDataset(SOME, views, 32)[0], look(keep=True), look()
+    looks = [data[draw, 0] for draw in range(8)]
+    for draw, (rgb, *labels) in enumerate(looks):
+        assert all(torch.equal(a, b) for a, b in zip(labels, plain[1:], strict=True))
+        assert rgb.shape == plain[0].shape and 0 <= rgb.min() and rgb.max() <= 1
+        assert torch.equal(kept[draw, 0][0], rgb)  # what memory keeps is not changed
+    assert sum(not torch.equal(rgb, plain[0]) for rgb, *_ in looks) >= 7
+    assert sum(not torch.equal(look(seed=4)[draw, 0][0], looks[draw][0]) for draw in range(8)) >= 7
+    assert len({rgb.numpy().tobytes() for rgb, *_ in looks}) >= 7
+    cropped = TrainTaskDataset(SOME, views, 32, augment=True, seed=3)
+    both = [look(augment=True)[draw, 0] for draw in range(8)]
+    assert all(torch.equal(a, b) for draw in range(8)
+               for a, b in zip(both[draw][1:], cropped[draw, 0][1:], strict=True))  # fmt: skip
+
+
+def test_each_change_of_the_strong_look_keeps_the_size_and_its_range():
+    pixels = np.random.default_rng(0).integers(40, 200, (160, 128, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    for _, change in photometric.CHANGES:
+        seeds = [change(image, random.Random(seed)) for seed in range(6)]
+        assert all(new.size == image.size and new.mode == "RGB" for new in seeds), change
+        assert all(new != image for new in seeds), change
+        assert change(image, random.Random(5)) == seeds[5], change
+        assert (len({new.tobytes() for new in seeds}) > 3) == (change is not photometric.make_grey)
+    grey = np.asarray(photometric.make_grey(image, random.Random(0)))
+    assert (grey == grey[..., :1]).all()
 
 
 def drawn(*arguments, batches=15, **how) -> list:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Floors from the bottom up: a file may import from lower floors, and from its own folder.
 FLOORS = [
     ["utils", "modules"],
-    ["files", "task_configs", "precision", "balancing", "choosing"],
+    ["files", "task_configs", "precision", "balancing", "choosing", "photometric"],
     ["tables", "loading", "rooms", "transfers", "energy", "colouring"],
     ["backbones"],
     ["datasets", "models", "graph", "pictures", "losses", "devices"],

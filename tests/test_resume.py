@@ -132,7 +132,8 @@ WAYS = {
     "win rate, direct": ((*NORMAL, "--winrate", "--compare-direct"), (5,)),
     "direct, second phase": ((*NORMAL, "--random-select", "--compare-direct"), (8,)),
     "between epochs": ((*NORMAL, "--random-select", "--compare-direct"), (3, 6)),
-    "augmented, workers": ((*NORMAL, "--dataaug", "--num-workers=2"), (4,)),
+    "augmented, workers": ((*NORMAL, "--dataaug", "--augment-rgb=strong", "--num-workers=2"), (4,)),
+    "strong look": ((*NORMAL, "--augment-rgb=strong", "--random-select"), (2, 5)),
     "thrice": ((*NORMAL, "--winrate", "--schedule=cosine"), (1, 2, 5)),
     "a row": (("normal2sobel_edges",), (4,)),
 }

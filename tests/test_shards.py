@@ -101,7 +101,7 @@ def realities(shards, start: int, workers: int = 2, kind=TrainTaskDataset) -> li
     """Training by two processes, after `start` batches."""
     both = []
     for rank in range(2):
-        data = data_of(pattern(shards), kind, augment=True, seed=1)
+        data = data_of(pattern(shards), kind, augment=True, seed=1, strong_rgb=True)
         both.append(ShardReality("train", data, 2, num_workers=workers, endless=True, seed=5,
                                  rank=rank, count=2))  # fmt: skip
         both[-1].begin(start)

@@ -132,6 +132,13 @@ def test_labels_are_kept_within_the_budget():
     # the second batch has one new view: its labels are computed, those of the other kept
     losses_of(graph, NORMAL, ["mae", *chosen], batch_of(views=(1, 2)), labels=cache)
     assert cache.budget.taken == 3 * 8 * 8 * (3 + 1) * 8  # three views of 3 + 1 channels
+    rgb_paths = {"n(x)": ("rgb", "normal")}
+    for changing, count in (((), 1), (("rgb",), 2)):  # what is not the same again is not kept
+        graph, own = graph_of(), LabelCache(Budget(1e9), changing)
+        passes = counted(graph)
+        for _ in range(2):
+            own.values(graph, rgb_paths, batch_of())
+        assert passes["rgb2normal", "forward"] == count
     small = LabelCache(Budget(cache.budget.taken - 1))
     for views in ((0, 1), (1, 2), (2, 3)):
         losses_of(graph, NORMAL, ["mae", *chosen], batch_of(views=views), labels=small)

@@ -136,7 +136,7 @@ def test_a_run_can_leave_visdom_alone_and_each_job_has_its_environment(run, monk
     [
         ("example_cascade_two_networks", "--k=1", "--fast"),
         ("example_normal", "--k=2", "--fast", "--dataaug", "--num-workers=1"),
-        ("example_normal_direct",),
+        ("example_normal_direct", "--augment-rgb=strong"),
         ("multiperceptual_depth", "--k=2", "--random-select", "--batch-size=1",
          "--steps-per-epoch=2"),
         ("multiperceptual_reshading", "--winrate", "--k=1"),
@@ -172,6 +172,8 @@ def test_the_other_ways_to_train(run, arguments):
         (("example_normal", "--subset-size=1000"), "error: --subset-size 1000: 8 training"),
         (("example_normal", "--split=/nowhere"), "error: cannot read /nowhere"),
         (("example_normal", "--k=0", "--compare-direct"), "error: without perceptual losses"),
+        (("normal2reshading", "--augment-rgb=strong"), "error: --augment-rgb changes rgb, which"),
+        (("example_normal", "--augment-rgb=weak"), "error: --augment-rgb is strong, not weak"),
         (("normal2reshading", "--random-select"), "error: without perceptual losses"),
         (("example_normal", "--mode=standard", "--random-select"), "error: --mode standard uses"),
         (("example_normal", "--visualize", "--compare-direct"), "error: --visualize stops before"),

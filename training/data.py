@@ -194,7 +194,8 @@ def make_realities(
         keep = keep and plain.bytes < KEEP_BYTES and kind is Reality
         dataset: TaskDataset
         if name == "train":
-            dataset = TrainTaskDataset(part.tasks, part.views, image_size, augment, seed, keep)
+            dataset = TrainTaskDataset(part.tasks, part.views, image_size, augment, seed, keep,
+                                       strong_rgb=data.augment_rgb is not None)  # fmt: skip
         else:
             dataset = TaskDataset(part.tasks, part.views, image_size, keep)
         realities[name] = kind(

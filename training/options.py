@@ -17,6 +17,7 @@ from energy import (
 )
 from methods.interface import Method, MethodOptions
 from methods.table import METHODS, check_trained, find_method, method_names
+from photometric import check_augment_rgb
 from precision import TRAINING_PRECISIONS, check_precision
 from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, any_transfer, transfer_by_name
 from utils import UserError, accepted, check_one_of, check_positive, nearest
@@ -42,6 +43,8 @@ class DataOptions:
             darkening:FACTOR, at the networks' image size; the labels stay.
         fast: train on the validation views, without a test set: a quick trial.
         dataaug: the published augmentation: centre crops, colour jitter of rgb.
+        augment_rgb: strong changes the look of rgb alone: gamma, light, colours, grey, blur,
+            noise, JPEG (docs/data.md). For networks that are to see photographs.
         num_workers: loading processes (default: one a core, 8 at most; none for data that
             fits into memory).
     """
@@ -56,6 +59,7 @@ class DataOptions:
     shift: str | None = None
     fast: bool = False
     dataaug: bool = False
+    augment_rgb: str | None = None
     num_workers: int | None = None
 
 
@@ -457,6 +461,7 @@ def check_options(options: Options, objective: Objective) -> None:
     check_loading(data.num_workers, data.max_bad_fraction)
     if data.shift is not None:
         parse_shift(data.shift)
+    _check_augment_rgb(data.augment_rgb, objective)
     if options.networks.force and not options.networks.install:
         raise UserError("`force` is for `install`")
     if options.networks.install and run.visualize:
@@ -470,6 +475,14 @@ def check_options(options: Options, objective: Objective) -> None:
     _check_losses(losses, objective)
     _check_method_options(options.methods, objective)
     _check_label_cache(compute.cache_labels, data.dataaug, objective)
+
+
+def _check_augment_rgb(strength: str | None, objective: Objective) -> None:
+    check_augment_rgb(strength)
+    if strength and not objective.method:
+        starts = {path[0] for path in paths_for(objective.config, ["mae"]).values()}
+        if "rgb" not in starts:
+            raise UserError(f"`augment_rgb` changes rgb, which {objective.name} does not read")
 
 
 def _check_losses(losses: LossOptions, objective: Objective) -> None:

@@ -24,7 +24,9 @@ from web.downloads import write_values
 from web.energies import energies_of
 from web.state import Shared
 
+SIDES = ["left", "right"]  # of the slider, for the rows of the page of domains
 CELL = 160  # pixels of a cell of the page of domains
+LARGE = 2 * FULL_SIZE  # of a prediction, so that its heading and legend are sharp
 FEATURES = "imagenet"  # a domain that is no picture
 
 
@@ -71,13 +73,11 @@ class Answers:
         limits = common_limits([maps.energy], None, standardised=False)
         columns = columns_of(task, predictions)
         heading = look_of(TASKS[TARGETS[task]]).name
-        first, second = (
-            page([[replace(columns[name], heading=heading)]], FULL_SIZE) for name in names
-        )
+        first, second = (page([[replace(columns[name], heading=heading)]], LARGE) for name in names)
         answer = Answer(
             (first, second),
             self._domains(task, predictions),
-            drawn(maps, limits, None),
+            drawn(maps, limits, None, across=2),
             "",
             write_values(self.shared.new_folder(), stem, task, predictions),
         )
@@ -120,4 +120,4 @@ class Answers:
             groups.append([Column(look.name, cells, legend=legend)])
         if not groups:
             return None
-        return page(groups, CELL, rows=list(predictions), across=4)
+        return page(groups, CELL, rows=SIDES[: len(batch)], across=3)

@@ -15,6 +15,7 @@ from web.state import QUEUE, Shared, gradio, one_sentence
 SIDE = 512  # pixels of the longer side of a clip
 LONGEST = 6.0  # seconds
 FPS = 25
+WIDE = 260  # pixels of a slider with a label of several words
 CLIPS = "clips"  # they take a minute, so they wait for one another and not for the other tabs
 WORDS = (
     "Depth is predicted for the whole image, in metres. How wide the scene is, follows from the "
@@ -29,11 +30,11 @@ def build(shared: Shared) -> None:
     names = shared.configurations("depth")
     gr.Markdown(WORDS)
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=2):
             picture = picture_input()
             name = gr.Dropdown(names, value=shared.pair("depth")[1], label="network")
             angle = gr.Slider(20, 120, FIELD_OF_VIEW, step=1, label="field of view (degrees)")
-        with gr.Column(scale=2):
+        with gr.Column(scale=3):
             with gr.Row():
                 kind = gr.Radio(["mesh", "points"], value="mesh", label="surface")
                 normals = gr.Checkbox(label="shaded by predicted normals")
@@ -43,22 +44,23 @@ def build(shared: Shared) -> None:
             )
     gr.Markdown("### A camera that moves through the image (3D Ken Burns)")
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=2):
             with gr.Row():
-                zooms = [gr.Slider(0.7, 2, v, step=0.05, label=f"zoom at the {end}")
+                zooms = [gr.Slider(0.7, 2, v, step=0.05, label=f"zoom at the {end}", min_width=WIDE)
                          for end, v in (("start", 1.0), ("end", 1.25))]  # fmt: skip
             with gr.Row():
-                rights = [gr.Slider(-0.2, 0.2, v, step=0.01, label=f"to the right, {end}")
+                rights = [gr.Slider(-0.2, 0.2, v, step=0.01, label=f"to the right, {end}",
+                                    min_width=WIDE)
                           for end, v in (("start", 0.0), ("end", 0.03))]  # fmt: skip
             with gr.Row():
-                downs = [gr.Slider(-0.2, 0.2, 0.0, step=0.01, label=f"down, {end}")
+                downs = [gr.Slider(-0.2, 0.2, 0.0, step=0.01, label=f"down, {end}", min_width=WIDE)
                          for end in ("start", "end")]  # fmt: skip
             seconds = gr.Slider(1, LONGEST, 3, step=0.5, label="seconds")
             with gr.Row():
                 start = gr.Button("Make the clip", variant="primary")
                 stop = gr.Button("Cancel", variant="stop")
             status = gr.Markdown()
-        with gr.Column(scale=2):
+        with gr.Column(scale=3):
             clip = gr.Video(label="clip", interactive=False, autoplay=True, loop=True, height=420)
     show.click(
         one_sentence(functools.partial(surface, shared)), [picture, name, angle, kind, normals],

@@ -6,6 +6,7 @@ from typing import Any
 
 from utils import UserError
 from web import depth_tab, graph_tab, image_tab, video_tab
+from web.parts import STYLE
 from web.state import Shared, gradio
 
 TABS = {"Image": image_tab, "Video": video_tab, "3D": depth_tab, "Graph": graph_tab}
@@ -42,7 +43,8 @@ def serve(page: Any, shared: Shared, host: str, port: int) -> str:
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         max_file_size=shared.limits.max_upload_mb * 2**20, ssr_mode=False, pwa=False,
         enable_monitoring=False, mcp_server=False, footer_links=[], run_history=False,
-        theme=gradio().themes.Default(font=sans, font_mono=mono),
+        _frontend=False,  # no look at the page, which fails where it takes more than 3 s
+        css=STYLE, theme=gradio().themes.Default(font=sans, font_mono=mono),
     )  # fmt: skip
     return f"http://{host}:{port}"
 

@@ -10,11 +10,20 @@ from measuring.demo_networks import TARGETS
 from utils import ROOT, UserError
 from web.state import Shared, gradio
 
-EXAMPLES = [ROOT / "assets" / name for name in ("room.png", "coffee.jpg")]
+EXAMPLES = [
+    ROOT / "assets" / name
+    for name in ("room.png", "coffee.jpg", "example_bedroom.jpg", "example_living_room.jpg")
+]
 LICENCE = (
     "The rooms are rendered by this project (MIT licence). The photograph of a cup is by Rachel "
     "Michetti, courtesy of Pikolo Espresso Bar, CC0."
 )
+
+BELOW_BUTTONS = "below-buttons"  # pictures with words at their top, which buttons would hide
+STYLE = f"""
+.{BELOW_BUTTONS} .image-frame {{ padding-top: 30px; }}
+.{BELOW_BUTTONS} video {{ padding-top: 30px; box-sizing: border-box; }}
+"""
 
 
 def picture_input(label: str = "image") -> Any:
@@ -25,7 +34,7 @@ def picture_input(label: str = "image") -> Any:
     gr = gradio()
 
     picture = gr.Image(
-        label=label, type="filepath", image_mode=None, height=320, buttons=["fullscreen"],
+        label=label, type="filepath", image_mode=None, height=260, buttons=["fullscreen"],
         sources=["upload", "clipboard", "webcam"],
     )  # fmt: skip
     # the file is left to `opened` to decode; a subclass would make Gradio write a file beside it
@@ -40,8 +49,9 @@ def picture_input(label: str = "image") -> Any:
 def picture_output() -> Any:
     """Add a picture to look at, to enlarge and to download. Returns it."""
     return gradio().Image(
-        show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"]
-    )
+        show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"],
+        elem_classes=BELOW_BUTTONS,
+    )  # fmt: skip
 
 
 def opened(path: str | None) -> Image.Image:

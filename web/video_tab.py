@@ -13,7 +13,7 @@ from loading.video_files import VideoFrames, frame_of
 from measuring.prediction import together
 from measuring.videos import Comparison, energy_curve, write_video
 from utils import UserError, duration
-from web.parts import task_choice
+from web.parts import BELOW_BUTTONS, task_choice
 from web.state import Shared, gradio, one_sentence
 
 MOST_FRAMES = 300  # of a video; 12 s at 25 frames per second
@@ -51,8 +51,11 @@ def build(shared: Shared) -> None:
                 stop = gr.Button("Cancel", variant="stop")
         with gr.Column(scale=3):
             status = gr.Markdown()
-            player = gr.Video(label="side by side", interactive=False, loop=True)
-            picture = gr.Image(label="frame", interactive=False, buttons=["fullscreen"])
+            player = gr.Video(
+                label="side by side", interactive=False, loop=True, elem_classes=BELOW_BUTTONS
+            )
+            picture = gr.Image(label="frame", interactive=False, buttons=["fullscreen"],
+                               elem_classes=BELOW_BUTTONS)  # fmt: skip
             frame = gr.Slider(0, 1, 0, step=1, label="frame", visible=False)
             curve = gr.Image(interactive=False, show_label=False, buttons=[])
             downloads = gr.File(label="files", file_count="multiple", interactive=False)
