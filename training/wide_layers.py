@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ class WideLayers:
     """
 
     def __init__(self, networks: nn.Module) -> None:
-        self.layers = [layer for layer in networks.modules() if _has_many_weights(layer)]
+        convolutions = (m for m in networks.modules() if type(m) is nn.Conv2d)
+        self.layers = [layer for layer in convolutions if _has_many_weights(layer)]
         self._found: list[tuple[Tensor, Product]] = []
         self._noting = False
 
@@ -70,7 +72,7 @@ class WideLayers:
         # at the instances: checkpoints compute activations again within the backward pass, where
         # modes of torch are off
         for layer in self.layers:
-            layer._conv_forward = partial(self._convolved, layer)  # type: ignore[assignment]
+            layer._conv_forward = partial(self._convolved, layer)  # type: ignore[method-assign]
         self._noting = True
         return self
 
@@ -85,8 +87,10 @@ class WideLayers:
         """Compute what `layer._conv_forward` does."""
         if not _suits(layer, x, weight):
             return type(layer)._conv_forward(layer, x, weight, bias)
-        how = layer.dilation, layer.padding, layer.stride
-        patches = F.unfold(x, layer.kernel_size, *how)  # (B, I, H W)
+        padding = cast(tuple[int, ...], layer.padding)
+        patches = F.unfold(
+            x, layer.kernel_size, layer.dilation, padding, layer.stride
+        )  # (B, I, H W)
         columns = patches.transpose(0, 1).reshape(patches.shape[1], -1)
         matrix = weight.view(len(weight), -1)
         rows = matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
@@ -129,10 +133,9 @@ def total_size(gradient: Sequence[Tensor], products: Sequence[Product | None]) -
     return torch.stack(sizes).sum()
 
 
-def _has_many_weights(layer: nn.Module) -> bool:
+def _has_many_weights(layer: nn.Conv2d) -> bool:
     return (
-        type(layer) is nn.Conv2d
-        and layer.weight.numel() >= MANY_WEIGHTS
+        layer.weight.numel() >= MANY_WEIGHTS
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
