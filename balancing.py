@@ -1,6 +1,6 @@
 """Balancing of losses by the sizes of their gradients. Pure functions of tensors."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,10 @@ def gradient_norm(gradient: Sequence[Tensor]) -> Tensor:
 
 
 def balanced_gradient(
-    gradients: Iterable[tuple[str, list[Tensor]]], count: int, direct: str = "mae"
+    gradients: Iterable[tuple[str, list[Tensor]]],
+    count: int,
+    direct: str = "mae",
+    norm: Callable[[Sequence[Tensor]], Tensor] = gradient_norm,
 ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return the gradient of the balanced sum of `count` losses, the weights and the norms.
 
@@ -54,13 +57,13 @@ def balanced_gradient(
     backward pass. The weights are known only after the last loss. But they are linear in the
     norms g, so two running sums suffice instead of one gradient per loss: Σ w ∇L and
     Σ w g ∇L, where w is n − 1 for the direct loss and 1 for the others. No value is copied
-    from the device to the CPU.
+    from the device to the CPU. `norm` measures a gradient, which may stand in any linear form.
     """
     norms: dict[str, Tensor] = {}
     plain_sums: list[Tensor] = []
     scaled_sums: list[Tensor] = []
     for name, gradient in gradients:
-        norms[name] = gradient_norm(gradient)
+        norms[name] = norm(gradient)
         factor = max(1, count - 1) if name == direct else 1
         if count == 1:
             plain_sums = gradient

@@ -17,6 +17,7 @@ from energy import get_config
 from files import write_atomically
 from precision import TRAINING_PRECISIONS, check_precision
 from scripts.benchmarking.data import loader_table
+from scripts.benchmarking.floor import floor_table
 from scripts.benchmarking.modes import modes_table
 from scripts.benchmarking.step import (
     Setup,
@@ -33,6 +34,7 @@ from utils import UserError, check_positive, command_line, read_job
 # Parts of the benchmark: the title of the table, and the function that measures it.
 PARTS = {
     "step": ("The training step, beside the published schedule", step_table),
+    "floor": ("The training step, beside the floor of its operations", floor_table),
     "memory": ("Peak memory of a step with all losses", memory_table),
     "cost": ("Cost over k and over the batch", cost_table),
     "speed": ("Share of the device's speed", speed_table),
@@ -68,7 +70,7 @@ def main(
 
     Args:
         config: the energy configuration.
-        parts: some of step, memory, cost, speed, modes, loader, forward, comma-separated
+        parts: some of step, floor, memory, cost, speed, modes, loader, forward, comma-separated
             (default: all).
         image_size: pixels of the images' side (default: on a GPU 256, as published, else 64, as
             training on the embedded rooms).

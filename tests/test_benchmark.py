@@ -8,6 +8,7 @@ import torch
 
 from scripts import benchmark
 from scripts.benchmarking import data as benchmark_data
+from scripts.benchmarking import floor as benchmark_floor
 from scripts.benchmarking import modes as benchmark_modes
 from scripts.benchmarking import step as benchmark_step
 from scripts.benchmarking.step import Setup
@@ -40,6 +41,22 @@ def test_step_beside_the_published_schedule(small, capsys):
         (0, 2), (1, 2), (2, 2), (4, 2), (8, 2), (2, 2), (2, 4), (2, 8),
     ]  # fmt: skip
     assert "times faster" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_both_steps_beside_the_floor_of_their_operations():
+    head, *rows = benchmark_floor.floor_table(SETUP)
+    assert [row[:2] for row in rows] == [
+        ("8", "published"), ("8", "ours"), ("2", "published"), ("2", "ours"),
+    ]  # fmt: skip
+    values = [dict(zip(head, row, strict=True)) for row in rows]
+    for published, ours in zip(values[::2], values[1::2], strict=True):
+        assert float(ours["gradients in float64 differ by"]) < 1e-12
+        for count in ("TFLOP", "GB"):  # counted, not measured
+            assert 0 < float(ours[count]) < float(published[count]) / 2
+    for row in values:  # each operation is bound by one of the two
+        parts = float(row["s at the product's rate"]), float(row["s at the copy's rate"])
+        assert max(parts) * 0.99 <= float(row["floor, s"]) <= sum(parts) * 1.01
 
 
 def test_a_part_measured_again_replaces_its_own_section(small, tmp_path):

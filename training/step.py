@@ -8,7 +8,9 @@ the weighted sum.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from label_cache import LabelCache
 from losses import evaluate_losses
 from methods.interface import TrainingStep
 from precision import numerical_precision
+from training.wide_layers import Product, total_size, wide_layers_for
 from utils import UserError
 
 __all__ = ["Losses", "Step", "TrainingStep", "losses_of"]
@@ -40,11 +43,18 @@ class Losses:
     values: dict[str, Tensor] = field(default_factory=dict)
     to_prediction: dict[str, Tensor] = field(default_factory=dict)
 
-    def gradients(self, parameters: Sequence[nn.Parameter]) -> Iterator[tuple[str, list[Tensor]]]:
-        """Yield the name and parameter gradient of each loss. Frees the graph: call once."""
+    def gradients(
+        self,
+        parameters: Sequence[nn.Parameter],
+        products: Mapping[Tensor, Product] | None = None,
+    ) -> Iterator[tuple[str, list[Tensor]]]:
+        """Yield the name and parameter gradient of each loss. Frees the graph: call once.
+
+        For a parameter of `products`, it is the gradient at the product's outputs instead.
+        """
         for position, (name, cotangent) in enumerate(self.to_prediction.items(), start=1):
             last = position == len(self.to_prediction)
-            yield name, self._back(parameters, cotangent, retain_graph=not last)
+            yield name, self._back(parameters, cotangent, products or {}, retain_graph=not last)
 
     def weighted_gradient(
         self, parameters: Sequence[nn.Parameter], weights: Mapping[str, Tensor | float]
@@ -54,12 +64,25 @@ class Losses:
         return self._back(parameters, torch.stack(parts).sum(0))
 
     def _back(
-        self, parameters: Sequence[nn.Parameter], cotangent: Tensor, **kwargs
+        self,
+        parameters: Sequence[nn.Parameter],
+        cotangent: Tensor,
+        products: Mapping[Tensor, Product] = MappingProxyType({}),
+        retain_graph: bool = False,
     ) -> list[Tensor]:
-        gradient = torch.autograd.grad(
-            self.prediction, parameters, cotangent, materialize_grads=True, **kwargs
+        places: list = [products[p].outputs if p in products else p for p in parameters]
+        found = torch.autograd.grad(
+            self.prediction, places, cotangent, retain_graph=retain_graph, allow_unused=True
         )
-        return list(gradient)
+        return [_own(g, p, products.get(p)) for g, p in zip(found, parameters, strict=True)]
+
+
+def _own(gradient: Tensor | None, parameter: Tensor, product: Product | None) -> Tensor:
+    """Return a gradient that may be changed in place: zeros if it is None."""
+    if gradient is None:
+        return torch.zeros_like(parameter) if product is None else product.no_gradient(parameter)
+    # unlike those of parameters, gradients of inner values may be shared
+    return gradient if product is None else gradient.clone()
 
 
 def losses_of(
@@ -155,13 +178,14 @@ class Step:
         self.parameters = self.graph.trained_parameters
         self.bad = torch.zeros((), device=self.device)
         self.networks: dict[str, nn.Module] = {}  # no others train
+        self._wide = wide_layers_for(self.graph, self.device, self.precision)
         total = max(1, self.steps)
         self._decay = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total)
 
     def __call__(self, batch: Batch, chosen: Sequence[str]) -> dict[str, Tensor]:
         """Train on a batch. Returns the scalar losses by name; "loss" is their weighted sum."""
         names = ["mae", *chosen]
-        with numerical_precision(self.device, self.precision):
+        with numerical_precision(self.device, self.precision), self._wide or nullcontext():
             losses = losses_of(self.graph, self.config, names, batch, self.squared, self.labels)
             gradient, size = self._gradient(losses, names)
         means = self.ranks.average(torch.stack([losses.values[name] for name in names]))
@@ -175,14 +199,37 @@ class Step:
         if self.mode == "standard":
             self.weights = dict.fromkeys(names, torch.ones((), device=self.device))
         elif list(self.weights) != names or self.age >= self.balance_every:
-            gradients = self.ranks.averaged(losses.gradients(self.parameters))
-            gradient, self.weights, norms = balanced_gradient(gradients, len(names))
+            gradient, self.weights, norms = self._balanced(losses, len(names))
             self.age = 1
             return gradient, torch.stack(list(norms.values())).sum()
         self.age += 1
         gradient = losses.weighted_gradient(self.parameters, self.weights)
         ((_, gradient),) = self.ranks.averaged([("", gradient)])
         return gradient, gradient_norm(gradient)
+
+    def _balanced(self, losses: Losses, count: int) -> tuple[list[Tensor], dict, dict]:
+        """Return what `balanced_gradient` does.
+
+        It is linear in the gradients. So those of wide layers go through it as gradients at the
+        layer's outputs, and become the weights' at the end. Sizes have to be measured after the
+        average over the ranks, which takes the weights' own.
+        """
+        products = self._wide.products(losses.prediction) if self._wide else {}
+        if count == 1 or self.ranks.count > 1:
+            products = {}
+        gradients = self.ranks.averaged(losses.gradients(self.parameters, products))
+        if not products:
+            return balanced_gradient(gradients, count)
+        found = [products.get(p) for p in self.parameters]
+        entries = sum(p.numel() for p in self.parameters)
+        gradient, weights, norms = balanced_gradient(
+            gradients, count, norm=lambda gradient: total_size(gradient, found) / entries
+        )
+        whole = [
+            g if product is None else product.gradient(g, p)
+            for g, p, product in zip(gradient, self.parameters, found, strict=True)
+        ]
+        return whole, weights, norms
 
     def _update(self, gradient: list[Tensor], size: Tensor) -> None:
         for parameter, g in zip(self.parameters, gradient, strict=True):
