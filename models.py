@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from backbones import Backbone, check_code, recorded_code
 from files import write_atomically
+from modules.several import SeveralOutputs
 from transfers import Edge, Scale, Transfer
 from utils import UserError, reason_of
 
@@ -222,8 +223,7 @@ def load_network(
             f"{path} was trained at {recorded}, this run has {scale}: "
             f"give {recorded.as_parameters()}, or another `models_dir`"
         )
-    _check_shapes(path, network, weights, scale)
-    network.load_state_dict(weights)
+    network.load_state_dict(_fitting(path, network, weights, scale))
     return record
 
 
@@ -232,14 +232,18 @@ def fill_network(network: nn.Module, path: str | Path, weights: Mapping[str, Ten
 
     Raises UserError if they do not fit, as `load_network`.
     """
-    _check_shapes(path, network, weights, None)
-    network.load_state_dict(weights)
+    network.load_state_dict(_fitting(path, network, weights, None))
 
 
-def _check_shapes(
+def _fitting(
     path: str | Path, network: nn.Module, weights: Mapping[str, Tensor], scale: Scale | None
-) -> None:
-    """Raise UserError if the weights do not have the network's names and shapes."""
+) -> Mapping[str, Tensor]:
+    """Return the weights, completed where the network allows it (`SeveralOutputs.completed`).
+
+    Raises UserError if they do not have the network's names and shapes.
+    """
+    if isinstance(network, SeveralOutputs):
+        weights = network.completed(weights)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     stored = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != stored:
@@ -251,6 +255,7 @@ def _check_shapes(
             f"the network has {', '.join(in_network) or 'no more'}; "
             f"the file has {', '.join(in_file) or 'no more'}"
         )
+    return weights
 
 
 def save_network(
@@ -316,7 +321,7 @@ def recorded_scale(path: str | Path, build: Callable[[Scale], nn.Module] | None 
         except (NotImplementedError, RuntimeError):
             return scale  # a network that reads its own values cannot be built without them
         named = {bare_name(name): value for name, value in weights.items()}
-        _check_shapes(path, network, named, scale)
+        _fitting(path, network, named, scale)
     return scale
 
 

@@ -95,7 +95,7 @@ def compress(image: Image.Image, rng: random.Random) -> Image.Image:
     """Store as JPEG of quality 15 … 90, and read it."""
     file = BytesIO()
     image.save(file, "JPEG", quality=rng.randint(15, 90))
-    with Image.open(file) as read:
+    with Image.open(file, formats=["JPEG"]) as read:
         return read.convert("RGB")
 
 

@@ -50,7 +50,8 @@ class MultiTaskUNet(SeveralOutputs):
     """One encoder, and a decoder a domain. With one domain, it is the `UNet`.
 
     `channels` are the domains' channels, {domain: C}. A buffer, so a part of the weights, tells
-    which of the decoders are trained; at first all count as trained.
+    which of the decoders are trained; at first all count as trained. Files may leave out the
+    weights of the others.
     """
 
     has_labels: Tensor
@@ -79,6 +80,18 @@ class MultiTaskUNet(SeveralOutputs):
 
     def parts(self) -> list[nn.Module]:
         return [self.encoder, *self.decoders.values()]
+
+    def completed(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights with the network's own for decoders that are absent and untrained."""
+        has_labels = weights.get("has_labels")
+        if has_labels is None or has_labels.shape != self.has_labels.shape:
+            return weights
+        kept = {name.split(".")[1] for name in weights if name.startswith("decoders.")}
+        own = dict(weights)
+        for (name, decoder), has in zip(self.decoders.items(), has_labels.tolist(), strict=True):
+            if not has and name not in kept:
+                own |= {f"decoders.{name}.{n}": v for n, v in decoder.state_dict().items()}
+        return own
 
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
         has_labels = self.has_labels.tolist()

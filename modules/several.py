@@ -1,6 +1,6 @@
 """The base of networks that predict several domains at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -20,6 +20,10 @@ class SeveralOutputs(nn.Module):
     def parts(self) -> Iterable[nn.Module]:
         """Return the modules that `outputs` calls."""
         return self.children()
+
+    def completed(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights of a file, with the network's own for what files may leave out."""
+        return weights
 
     def compile(self, *args, **kwargs) -> None:
         """Compile the parts, as `outputs` does not go through `forward`."""

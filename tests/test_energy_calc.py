@@ -416,18 +416,18 @@ def test_the_energy_of_a_runs_own_network(models, tmp_path, capsys):
 
 def test_shifts_do_what_they_say():
     image = square(open_image(ROOT / "assets" / "room.png"), 64)[None].repeat(3, 1, 1, 1)
-    assert torch.equal(shifts.shifted(image, shifts.CLEAN, 0), image)
+    assert torch.equal(shifts.shifted(image, shifts.CLEAN, range(3)), image)
     for kind, (_, levels) in shifts.SHIFTS.items():
         sizes = []
         for level in levels:
-            changed = shifts.shifted(image, (kind, level), 0)
+            changed = shifts.shifted(image, (kind, level), range(3))
             assert changed.shape == image.shape and 0 <= changed.min() and changed.max() <= 1
             sizes.append(float((changed - image).abs().mean()))
             # each image's noise is its own, and the same in any batch
-            alone = shifts.shifted(image[1:2], (kind, level), 1)
+            alone = shifts.shifted(image[1:2], (kind, level), [1])
             assert torch.equal(alone[0], changed[1])
         assert sizes == sorted(sizes) and sizes[0] > 0
-    dark = shifts.shifted(image, ("darkening (factor)", 1.0), 0)
+    dark = shifts.shifted(image, ("darkening (factor)", 1.0), range(3))
     assert torch.equal(dark, image)  # to 8 bits and back loses nothing
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from methods.multitask import DOMAINS
-from models import read_weights
+from models import fill_network, read_weights, save_network
 from modules.multitask import MultiTaskUNet
 from modules.unet import UNet
+from transfers import Scale
+from utils import UserError
 
 
 def test_with_one_domain_it_is_the_unet():
@@ -48,6 +50,24 @@ def test_decoders_without_labels_are_frozen_and_the_weights_tell():
     assert list(again.outputs(torch.rand(1, 3, 16, 16))) == ["normal"]
     assert not any(p.requires_grad for p in net.decoders["depth_zbuffer"].parameters())
     assert all(p.requires_grad for p in net.encoder.parameters())
+
+
+def test_files_may_leave_out_decoders_that_are_not_trained(tmp_path):
+    channels = {"normal": 3, "depth_zbuffer": 1}
+    network = MultiTaskUNet(channels, "normal", 2, width=8)
+    network.train_on(["normal"])
+    save_network(tmp_path / "whole.pth", network, Scale(16, 8))
+    weights, _ = read_weights(tmp_path / "whole.pth")
+    fewer = {name: value for name, value in weights.items() if "depth_zbuffer" not in name}
+    again = MultiTaskUNet(channels, "normal", 2, width=8)
+    own = again.decoders["depth_zbuffer"].state_dict()
+    fill_network(again, "fewer.pth", fewer)
+    assert torch.equal(again.encoder.down1.conv1.weight, network.encoder.down1.conv1.weight)
+    assert all(torch.equal(own[n], v) for n, v in again.decoders.depth_zbuffer.state_dict().items())
+    for absent in ("decoders.normal", "encoder.down1", "has_labels"):
+        broken = {name: value for name, value in fewer.items() if not name.startswith(absent)}
+        with pytest.raises(UserError, match="does not fit MultiTaskUNet"):
+            fill_network(again, "fewer.pth", broken)
 
 
 QUICK = ("--steps-per-epoch=2", "--perceptual=curv", "--no-imagenet", "--visdom-server=none")

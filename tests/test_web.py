@@ -69,9 +69,13 @@ def test_networks_at_hand_have_names(networks, tmp_path, monkeypatch):
     (run / "rgb2normal_consistency.pth").write_bytes(
         (networks / "rgb2normal_baseline.pth").read_bytes()
     )
-    shared = Shared(models_dir=networks)
+    own = tmp_path / "own"  # other tests may add networks to the common folder
+    own.mkdir()
+    for file in networks.glob("rgb2*_baseline.pth"):
+        (own / file.name).write_bytes(file.read_bytes())
+    shared = Shared(models_dir=own)
     names = shared.configurations("normal")
-    assert names[0] == f"baseline ({networks.name})"
+    assert names[0] == "baseline (own)"
     assert "consistency (results/run_1)" in names and "consistency (assets/demo_models)" in names
     assert len(names) == len(set(names)) == len(set(shared.networks("normal").values()))
     assert shared.pair("normal") == (names[0], "consistency (assets/demo_models)")
