@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -43,6 +43,8 @@ BEGIN, END = "<!-- methods table: begin -->", "<!-- methods table: end -->"
 RECORD, PAGE = "methods.json", "methods.md"
 TINY = {"image_size": 32, "width": 8, "max_epochs": 1, "steps_per_epoch": 1, "batch_size": 2}
 NOT_SHOWN = "–"
+# The baseline at the compute of the main job, in seconds; the other rows have equal steps.
+LONGER, LIKE = "baseline, for equal seconds", "perceptual"
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def main(target: str = "normal", *, output_dir: str | None = None, training: Tra
     """Write the table of all methods into docs/methods.md, from what docs/methods.json records.
 
     With --train, first train each method from the same fresh network, for equal steps, and
-    measure it on held-out views. What is recorded already is not trained again, so a run that
-    was stopped goes on where it stood.
+    measure it on held-out views; the baseline also for the seconds that perceptual takes. What
+    is recorded already is not trained again, so a run that was stopped goes on where it stood.
 
     Example: python -m scripts.methods_table
     Everything: python -m scripts.methods_table --train
@@ -158,7 +160,10 @@ def _around_table(page: Path) -> tuple[str, str]:
 def train_all(
     record_file: Path, methods: Sequence[Method], target: str, training: TrainingFlags
 ) -> None:
-    """Train and measure the methods that the record lacks; record each as it ends."""
+    """Train and measure the methods that the record lacks; record each as it ends.
+
+    At last the baseline is trained once more, for as many epochs as take the seconds of `LIKE`.
+    """
     sources = settle(read_job(), training.data_dirs, training.models_dir)
     base = Path(training.results_dir or read_job().results_dir / "methods")
     folder = make_folder(base / f"{target}_{training.scale}_seed{training.seed}")
@@ -177,6 +182,12 @@ def train_all(
                 continue  # as before
             entry = trained_entry(method, target, training, folder, sources)
         record["methods"][method.name] = entry
+        write_json(record_file, record)
+    known = record["methods"]
+    if {"baseline", LIKE} <= {method.name for method in methods} and LONGER not in known:
+        ratio = known[LIKE]["seconds_a_step"] / known["baseline"]["seconds_a_step"]
+        longer = replace(training, max_epochs=max(1, round(training.max_epochs * ratio)))
+        known[LONGER] = trained_entry(METHODS["baseline"], target, longer, folder, sources)
         write_json(record_file, record)
 
 
@@ -307,7 +318,8 @@ def published_entry(method: Method, target: str, sources: Sources) -> dict:
 
 def table_of(record: Mapping) -> str:
     """Return the table in Markdown, with the commands and the conditions below it."""
-    entries = {name: record["methods"][name] for name in METHODS if name in record["methods"]}
+    names = ["baseline", LONGER, *(name for name in METHODS if name != "baseline")]
+    entries = {name: record["methods"][name] for name in names if name in record["methods"]}
     trained = {name: entry for name, entry in entries.items() if "command" in entry}
     if not trained:
         raise UserError("the record holds no method that was trained: `train` trains them")
@@ -318,7 +330,11 @@ def table_of(record: Mapping) -> str:
     head = ["method", *map(_heading, shown), "mean of the true ones", "s a step", "peak, MiB",
             "parameters", "all that train"]  # fmt: skip
     rows = [_row("the common start", {"errors": first["start"]}, shown, true)]
-    rows += [_row(f"`{name}`", entry, shown, true) for name, entry in entries.items()]
+    rows += [
+        _row(name.replace("baseline", "`baseline`") if name == LONGER else f"`{name}`", entry,
+             shown, true)
+        for name, entry in entries.items()
+    ]  # fmt: skip
     commands = "\n".join(f"- `{entry['command']}`" for entry in trained.values())
     when = sorted({entry["date"] for entry in trained.values()})
     devices = ", ".join(sorted({entry["device"] for entry in trained.values()}))

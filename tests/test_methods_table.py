@@ -6,7 +6,8 @@ import re
 import pytest
 
 from methods.table import METHODS
-from scripts.methods_table import BEGIN, END
+from scripts import methods_table
+from scripts.methods_table import BEGIN, END, LONGER
 from utils import ROOT
 
 ERRORS = {"direct L1 × 100": 10.0, "angular error (°)": 20.0, "percep_curv × 100, predicted": 5.0,
@@ -38,7 +39,9 @@ def rows_of(page) -> dict[str, list[str]]:
 
 
 def test_the_table_is_written_between_its_marks(run, page):
-    record = {"target": "normal", "methods": {"taskonomy": {"errors": {}}, "pix2pix": ENTRY}}
+    record = {"target": "normal", "methods": {
+        "taskonomy": {"errors": {}}, "pix2pix": ENTRY, LONGER: ENTRY,
+    }}  # fmt: skip
     (page.parent / "methods.json").write_text(json.dumps(record))
     for _ in range(2):  # again: the same
         status, output, _ = table(run, page)
@@ -52,6 +55,7 @@ def test_the_table_is_written_between_its_marks(run, page):
     assert rows["pix2pix"] == ["10.000", "20.000", "2.000", "4.000", "3.000", "0.25", "512",
                                "1,234,567", "7,654,321"]  # fmt: skip
     assert rows["the common start"][0] == "50.000"
+    assert rows["baseline`, for equal seconds"] == rows["pix2pix"]
     assert set(rows["taskonomy"]) == {"–"}
     assert "- `python -m train pix2pix_normal --seed=0`" in text and "2026-11-22 on cpu" in text
 
@@ -75,6 +79,22 @@ def test_the_documents_have_a_section_for_every_method():
     assert BEGIN in text and END in text
     for name, method in METHODS.items():
         assert method.untrained or f"    python -m train {name}_normal" in text
+
+
+def test_the_baseline_is_also_trained_for_equal_seconds(rooms, networks, tmp_path, monkeypatch):
+    trained = []
+
+    def entry(method, target, training, *places):
+        trained.append((method.name, training.max_epochs))
+        return ENTRY | {"seconds_a_step": {"baseline": 0.25, "perceptual": 0.75}[method.name]}
+
+    monkeypatch.setattr(methods_table, "trained_entry", entry)
+    flags = methods_table.TrainingFlags(data_dirs=[str(rooms)], models_dir=str(networks),
+                                        results_dir=str(tmp_path), max_epochs=14)  # fmt: skip
+    both = [METHODS["baseline"], METHODS["perceptual"]]
+    methods_table.train_all(tmp_path / "methods.json", both, "normal", flags)
+    assert trained == [("baseline", 14), ("perceptual", 14), ("baseline", 42)]
+    assert LONGER in json.loads((tmp_path / "methods.json").read_text())["methods"]
 
 
 @pytest.mark.slow
