@@ -128,7 +128,7 @@ def rounds_of(folder) -> list[dict]:
 @pytest.mark.slow
 def test_rounds_by_the_command_line(run, networks):
     """Five steps: rounds of two steps along paths of two and then three networks."""
-    status, output, results = run("global_normal", *ROUNDS)
+    status, output, results = run("global_normal", *ROUNDS, "--choose-network=largest")
     assert status == 0, output
     folder = run_folder(results)
     rounds = rounds_of(folder)
