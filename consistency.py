@@ -447,8 +447,8 @@ def evaluate(
     The rows are "direct L1 × 100", for normals "angular error (°)", and for each domain
     "percep_… × 100, predicted", the perceptual loss, and "…, true", the error against the
     domain's own labels. `detailed` adds the measures of the literature, such as "median angle
-    (°)" and "RMSE (m)" (measuring/errors.py). Raises UserError if data or networks are missing or
-    do not fit.
+    (°)" and "RMSE (m)" (measuring/errors.py), and the frozen networks' own errors ("…, truth
+    mapped"). Raises UserError if data or networks are missing or do not fit.
     """
     check_positive(batch_size=batch_size, subset_size=subset_size)
     name, config = _config_of(target)

@@ -17,16 +17,16 @@ Shift = tuple[str, float]  # (kind of corruption, its level)
 
 # ---- the shifts ---------------------------------------------------------------------
 #
-# Each function takes an 8-bit RGB image, a level and the image's own random generator, and
-# returns an image of the same size.
+# Each function takes an 8-bit RGB image, a level and, where it is random, the image's own
+# generator, and returns an image of the same size.
 
 
-def blurred(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+def blurred(image: Image.Image, level: float, rng: object = None) -> Image.Image:
     """Apply a Gaussian blur with σ = `level` pixels."""
     return image.filter(ImageFilter.GaussianBlur(level))
 
 
-def compressed(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+def compressed(image: Image.Image, level: float, rng: object = None) -> Image.Image:
     """Compress as JPEG of quality `level`."""
     file = io.BytesIO()
     image.save(file, format="jpeg", quality=int(level))

@@ -5,14 +5,14 @@ They change rgb alone, and move no pixel: every label stays what it is.
 
 import random
 from collections.abc import Callable, Sequence
-from io import BytesIO
 
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
+from degradations import blurred, compressed
 from utils import check_one_of
 
 STRENGTHS = ("strong",)
@@ -70,7 +70,7 @@ def make_grey(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def make_blurred(image: Image.Image, rng: random.Random) -> Image.Image:
     """Blur, by a Gaussian of 0.2 to 1.2 % of the shorter side."""
-    return image.filter(ImageFilter.GaussianBlur(min(image.size) * rng.uniform(0.002, 0.012)))
+    return blurred(image, min(image.size) * rng.uniform(0.002, 0.012))
 
 
 def make_coarse(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -93,10 +93,7 @@ def make_noisy(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def compress(image: Image.Image, rng: random.Random) -> Image.Image:
     """Store as JPEG of quality 15 … 90, and read it."""
-    file = BytesIO()
-    image.save(file, "JPEG", quality=rng.randint(15, 90))
-    with Image.open(file, formats=["JPEG"]) as read:
-        return read.convert("RGB")
+    return compressed(image, rng.randint(15, 90))
 
 
 def _image(values: np.ndarray) -> Image.Image:

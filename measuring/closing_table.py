@@ -105,7 +105,8 @@ def image_errors(
     """Return the errors of each image of a batch, {row: (B,)}: the rows of `measure`.
 
     `known` are values of paths that were computed before. `detailed` adds the rows of
-    `errors.direct_errors` after those of the direct error.
+    `errors.direct_errors` after those of the direct error, and to each "…, true" the row
+    "…, truth mapped": the frozen network's own error, which a perfect prediction would have.
     """
     paths = {"y^": config["paths"]["y^"], "n(x)": config["paths"]["n(x)"]}
     values = graph.sample(paths | paths_for(config, perceptual), batch, known)
@@ -121,9 +122,12 @@ def image_errors(
     for name in perceptual:
         domain, pairs = loss_of(config, name)[2:]
         if domain in batch:
-            mapped, second = values[pairs[0][0]], batch[domain]
-            error = valid_error(mapped, second, get_task(domain).mask(second))
-            rows[f"{name} × 100, true"] = 100 * error
+            labels, ends = batch[domain], {"true": pairs[0][0]}
+            if detailed:
+                ends["truth mapped"] = pairs[0][1]
+            for end, path in ends.items():
+                error = valid_error(values[path], labels, get_task(domain).mask(labels))
+                rows[f"{name} × 100, {end}"] = 100 * error
     return rows
 
 

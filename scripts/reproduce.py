@@ -3,32 +3,24 @@
 python -m scripts.reproduce --scale quick
 """
 
-import os
-import platform
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from files import check_writable, only_process_in, read_json, write_atomically, write_json
+from files import check_writable, only_process_in, read_json, write_json
 from measuring.reproduction.carrying import keep as keep_copies
 from measuring.reproduction.carrying import restore
 from measuring.reproduction.plan import chosen, plan
 from measuring.reproduction.report import write_page
+from measuring.reproduction.running import command_of, default_jobs, do_stages
 from measuring.reproduction.scales import SCALES, Size, numbers
-from measuring.reproduction.steps import Made, Places, Stage, Step, splits
+from measuring.reproduction.steps import Places, Stage, splits
 from training.options import find_config
 from utils import (
     ROOT,
     UserError,
-    as_arguments,
     check_one_of,
     check_positive,
     command_line,
@@ -37,7 +29,6 @@ from utils import (
 )
 
 REPORT = "report"
-TAIL = 12  # lines of a failed command's log to show
 
 
 def main(
@@ -48,6 +39,7 @@ def main(
     output_dir: str | None = None,
     report: str | None = None,
     keep: str | None = None,
+    jobs: int | None = None,
     dry: bool = False,
 ) -> None:
     """Test the paper's claims from nothing: render, train, measure, and write a report.
@@ -69,10 +61,12 @@ def main(
             docs/results.md).
         keep: a folder for small copies of what is done, from which the same command goes on, or
             writes the report, on another machine (docs/evaluation.md).
+        jobs: stages to do at once, each with its share of the cores (default: one for each core,
+            at most 4; 1 with a graphics card).
         dry: print the plan and its commands, and stop.
     """
     size = SCALES[check_one_of("scale", scale, tuple(SCALES))]
-    check_positive(seeds=seeds)
+    check_positive(seeds=seeds, jobs=jobs)
     count = seeds or size.seeds
     folder = Path(output_dir) if output_dir else read_job().results_dir / f"reproduce_{scale}"
     folder = folder.resolve()
@@ -92,10 +86,9 @@ def main(
             check_copies(kept, folder, scale, size)
             if restored := restore(kept, folder):
                 print(f"{restored} files restored from {kept}", flush=True)
-        for number, stage in enumerate(selected, start=1):
-            do_stage(stage, folder, f"[{number}/{len(selected)}]")
-            if kept:
-                keep_copies(folder, kept, stages)
+        after = partial(keep_copies, folder, kept, stages) if kept else lambda: None
+        do_stages(selected, folder, jobs or default_jobs(), after)
+        after()
         write_page(page, folder, scale, count, stages)
     print(f"report: {page}")
 
@@ -117,7 +110,7 @@ def print_plan(
 ) -> None:
     """Print the stages with their expected times, and with all commands if asked."""
     left, total = 0.0, 0.0
-    print(f"plan, in {folder} (expected times are estimates, not measured):")
+    print(f"plan, in {folder} (estimated times, of one command after the other):")
     for stage in stages:
         done, minutes = Places(folder).stage_mark(stage.name).is_file(), stage.minutes(size)
         state = "done" if done else f"{minutes:.0f} min" if stage in selected else "–"
@@ -161,132 +154,6 @@ def check_copies(kept: Path, folder: Path, scale: str, size: Size) -> None:
     if kept == folder:
         raise UserError(f"`keep` {kept} is `output_dir` itself: name another folder")
     claimed(check_writable(kept), scale, size, "keep")
-
-
-def do_stage(stage: Stage, folder: Path, progress: str) -> None:
-    """Do the steps of a stage that are not done yet. Raises UserError if one fails."""
-    places = Places(folder)
-    mark = places.stage_mark(stage.name)
-    if mark.is_file():
-        print(f"{progress} {stage.name}: done before", flush=True)
-        return
-    if absent := [name for name in stage.needs if not places.stage_mark(name).is_file()]:
-        raise UserError(f"the stage {stage.name} needs {', '.join(absent)}, not done yet: leave "
-                        f"`only` out, or name these first")  # fmt: skip
-    print(f"{progress} {stage.name}", flush=True)
-    for number, step in enumerate(stage.steps, start=1):
-        if not places.step_mark(step.key).is_file():
-            print(f"    {number}/{len(stage.steps)} {step.key}", end="", flush=True)
-            seconds = do_step(step, folder)
-            print(f": {duration(seconds)}", flush=True)
-    records = [read_json(places.step_mark(step.key)) for step in stage.steps]
-    write_json(mark, {
-        "stage": stage.name, "seconds": sum(r["seconds"] for r in records),
-        "finished": time.strftime("%Y-%m-%d %H:%M"), "hardware": hardware(),
-        "commands": [relative(r["command"], folder) for r in records],
-    })  # fmt: skip
-
-
-def relative(command: str, folder: Path) -> str:
-    """Return a command with paths relative to the folder."""
-    return command.replace(f"{folder}{os.sep}", "").replace(str(folder), ".")
-
-
-# ---- a step -------------------------------------------------------------------------
-
-
-def command_of(step: Step, folder: Path, shown: bool = False) -> list[str]:
-    """Return the command line of a step, to run or (with names of networks to come) to show.
-
-    A training that was begun is resumed.
-    """
-
-    def filled(value: object) -> object:
-        if isinstance(value, list | tuple):
-            return [filled(part) for part in value]
-        return str(value if shown or not isinstance(value, Made) else value.file(folder))
-
-    plain = (bool, int, float, type(None))
-    words = [str(filled(word)) for word in step.words]
-    if step.program == "copy":
-        return ["cp", *words]
-    flags = {name: value if isinstance(value, plain) else filled(value)
-             for name, value in step.flags.items()}  # fmt: skip
-    begun = sorted((folder / "runs" / step.key).glob("*/run.json"))
-    if step.program == "train" and begun and not shown:
-        return ["python", "-m", "train", "--resume", str(begun[-1].parent), "--quiet"]
-    if step.as_long_as and not shown:
-        whole, each = (read_json(Places(folder).step_mark(k))["seconds"]
-                       for k in step.as_long_as)  # fmt: skip
-        flags["max_epochs"] = max(1, round(float(str(flags["max_epochs"])) * whole / each))
-    return ["python", "-m", step.program, *words, *as_arguments(flags)]
-
-
-def do_step(step: Step, folder: Path) -> float:
-    """Run a step and write its mark. Returns its seconds.
-
-    Raises UserError if the command fails. SIGTERM and Ctrl-C reach the command, which saves its
-    state; this program then ends with the command's status.
-    """
-    command, part = command_of(step, folder), folder / "steps" / f"{step.key}.part"
-    record: dict = {"command": shlex.join(command), "seconds": 0.0}
-    if part.is_file():
-        record = read_json(part)
-    start = time.monotonic()
-    try:
-        if step.program == "copy":
-            source, target = command[1:]
-            write_atomically(target, partial(shutil.copyfile, source))
-        else:
-            run([sys.executable, *command[1:]], folder / "logs" / f"{step.key}.log", step.key)
-    finally:  # the time of all parts of an interrupted training counts
-        record["seconds"] += time.monotonic() - start
-        write_json(part, record)
-    os.replace(part, Places(folder).step_mark(step.key))
-    return record["seconds"]
-
-
-def run(command: Sequence[str], log_file: Path, name: str) -> None:
-    """Run a command in the project's folder, its output in a log file.
-
-    Raises UserError with the end of the output if it fails, and exits if it was stopped.
-    """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file, "ab") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL)  # fmt: skip
-        stopped = False
-
-        def forward(number: int, frame: object) -> None:
-            nonlocal stopped
-            stopped = True
-            if number == signal.SIGTERM:  # a terminal sends Ctrl-C to the child as well
-                process.send_signal(number)
-
-        before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            status = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    if stopped:
-        print("\nstopped; the same command goes on")
-        sys.exit(status if status > 0 else 128 - status if status else 130)
-    if status:
-        text = log_file.read_text(errors="replace").splitlines()[-TAIL:]
-        raise UserError(f"{name} failed with status {status} ({log_file}): {' | '.join(text)}")
-
-
-def hardware() -> Mapping[str, object]:
-    """Describe this machine."""
-    cuda = torch.cuda.is_available()
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
-        os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "torch": torch.__version__,
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from consistency import evaluate
 from degradations import SHIFTS, parse_shift
+from energy import get_config
+from graph import TaskGraph
 from losses import angular_error
-from measuring.closing_table import DIRECT
+from measuring.closing_table import DIRECT, image_errors
 from measuring.errors import aligned, depth_errors, direct_errors, normal_errors
 from measuring.evaluation import chosen_images
 from measuring.statistics import paired_difference
@@ -170,6 +173,25 @@ def test_one_building_has_no_interval_and_no_image_no_difference():
     found = paired_difference(np.ones(3), np.full(3, 2.0), ["a"] * 3)
     assert (found.value, found.percent) == (1, 100) and math.isnan(found.low)
     assert all(map(math.isnan, paired_difference(np.full(2, np.nan), np.ones(2), ["a", "b"])))
+
+
+def test_the_frozen_networks_own_errors_are_those_of_a_perfect_prediction():
+    """The row "…, truth mapped" is "…, true" of a network that predicts the truth."""
+    config = get_config("multiperceptual_normal")
+    truth, other = torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16)
+    batch = {"rgb": truth, "normal": truth, "reshading": other}
+    frozen = nn.Conv2d(3, 1, 3, padding=1)
+    wrong = nn.Conv2d(3, 3, 1)
+    rows = {
+        name: image_errors(TaskGraph({("rgb", "normal"): network, ("normal", "reshading"): frozen}),
+                           config, ["percep_reshading"], batch, detailed=detailed)
+        for name, network, detailed in (("perfect", nn.Identity(), True), ("wrong", wrong, True),
+                                        ("plain", wrong, False))
+    }  # fmt: skip
+    own = rows["wrong"]["percep_reshading × 100, truth mapped"]
+    assert torch.equal(own, rows["perfect"]["percep_reshading × 100, true"]) and own.min() > 0
+    assert not torch.equal(own, rows["wrong"]["percep_reshading × 100, true"])
+    assert "percep_reshading × 100, truth mapped" not in rows["plain"]
 
 
 def test_best_median_and_worst_images():

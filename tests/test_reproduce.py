@@ -1,8 +1,10 @@
 """scripts.reproduce: its plan, resuming, and the report from stored result files."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import measuring.reproduction.running as running
 import scripts.reproduce as program
 import scripts.train_edges as train_edges
 from measuring.closing_table import DIRECT
@@ -42,7 +45,7 @@ TESTS = ("evaluation", "energy")  # the groups of stages that read test views
 
 
 def text_of(step: Step, folder: Path) -> str:
-    return shlex.join(program.command_of(step, folder, shown=True))
+    return shlex.join(running.command_of(step, folder, shown=True))
 
 
 # ---- the plan -----------------------------------------------------------------------
@@ -123,8 +126,8 @@ def test_equal_time_is_measured(tmp_path):
     assert step.key == trained_key(EQUAL_TIME, "normal", 0)
     for key, seconds in zip(step.as_long_as, (35.0, 10.0), strict=True):
         (tmp_path / "steps").mkdir(exist_ok=True)
-        (tmp_path / "steps" / f"{key}.json").write_text(json.dumps({"seconds": seconds}))
-    assert "--max-epochs=4" in program.command_of(step, tmp_path)
+        (tmp_path / "steps" / f"{key}.json").write_text(json.dumps({"intervals": [[0.0, seconds]]}))
+    assert "--max-epochs=4" in running.command_of(step, tmp_path)
 
 
 def test_stages_are_chosen_by_name_or_group(tmp_path):
@@ -151,25 +154,38 @@ def test_the_network_of_a_run(tmp_path):
 
 
 def reproduce(run, folder, *words):
-    return run(*words, "--scale=tiny", f"--output-dir={folder}",
+    return run(*words, "--scale=tiny", f"--output-dir={folder}", "--jobs=1",
                f"--report={folder / 'page' / 'results.md'}",
                program="scripts.reproduce", defaults=False)  # fmt: skip
 
 
+class Ended:
+    """A command that has ended."""
+
+    def __init__(self, status=0):
+        self.status = status
+
+    def poll(self):
+        return self.status
+
+    def send_signal(self, number):
+        raise AssertionError("it has ended")
+
+
 @pytest.fixture
 def commands(monkeypatch):
-    """Commands are noted instead of run; the step "stop" is interrupted."""
+    """Commands are noted instead of run; the step "stop" fails."""
     noted = []
 
-    def noting(command, log_file, name):
-        noted.append((name, command))
-        if name == noting.stop:
-            raise UserError("stopped")
+    def noting(command, log_file, jobs):
+        noted.append((log_file.stem, command))
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.write_text("stopped")
+        return Ended(int(log_file.stem == noting.stop))
 
     noting.stop = ""
-    monkeypatch.setattr(program, "run", noting)
-    noted_stop = noting
-    return noted, noted_stop
+    monkeypatch.setattr(running, "start", noting)
+    return noted, noting
 
 
 def test_the_plan_alone(run, tmp_path):
@@ -208,19 +224,20 @@ def test_an_interrupted_training_is_resumed_and_its_time_adds_up(tmp_path, comma
     step = next(s for stage in plan(TINY, tmp_path, 1) for s in stage.steps if s.program == "train")
     noting.stop = step.key
     with pytest.raises(UserError):
-        program.do_step(step, tmp_path)
+        list(running.do_step(step, tmp_path))
     begun = tmp_path / "runs" / step.key / "rgb2normal_1"
     begun.mkdir(parents=True)
     (begun / "run.json").write_text("{}")
     part = tmp_path / "steps" / f"{step.key}.part"
     first = json.loads(part.read_text())
-    part.write_text(json.dumps(first | {"seconds": 100.0}))
+    part.write_text(json.dumps(first | {"intervals": [[0.0, 100.0]]}))
     noting.stop = ""
-    assert program.do_step(step, tmp_path) >= 100
+    list(running.do_step(step, tmp_path))
     assert noted[0][1][:3] == [sys.executable, "-m", "train"] and "--resume" not in noted[0][1]
     assert noted[1][1][1:5] == ["-m", "train", "--resume", str(begun)]
     record = json.loads((tmp_path / "steps" / f"{step.key}.json").read_text())
     assert record["command"] == first["command"] and not part.exists()
+    assert record["intervals"][0] == [0.0, 100.0] and len(record["intervals"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -247,10 +264,92 @@ def test_a_folder_is_of_one_scale(run, tmp_path, commands):
     assert status == 2 and "is of scale cpu" in said
 
 
-def test_a_command_that_fails_shows_the_end_of_its_output(tmp_path):
-    with pytest.raises(UserError, match=r"a failed with status 3 .*: last words"):
-        program.run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"],
-                    tmp_path / "logs" / "a.log", "a")  # fmt: skip
+# ---- stages at once -----------------------------------------------------------------
+
+
+def python_stage(name, text, needs=(), program="python", steps=1):
+    """A stage of steps whose command is Python's, with a text to run."""
+    made = tuple(Step(f"{name}_{i}", program, (text,)) for i in range(steps))
+    return Stage(name, tuple(needs), made)
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """A step's first word is run as a Python text."""
+    first = running.start
+
+    def starting(command, log_file, jobs):
+        return first([sys.executable, "-c", command[3]], log_file, jobs)
+
+    monkeypatch.setattr(running, "start", starting)
+
+
+def waiting_for(folder: Path, mine: str, other: str) -> str:
+    """A text that ends once another one has begun; it fails if that is not soon."""
+    return (f"import pathlib, time; pathlib.Path({str(folder / mine)!r}).touch()\n"
+            f"for _ in range(600):\n"
+            f"    if pathlib.Path({str(folder / other)!r}).exists(): break\n"
+            f"    time.sleep(0.1)\nelse: raise SystemExit('alone')")  # fmt: skip
+
+
+def test_stages_at_once(texts, tmp_path, monkeypatch):
+    """Two stages that need one another's beginning; the third begins when its needs are done."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    ended = []
+    stages = [
+        python_stage("a", waiting_for(tmp_path, "a", "b")),
+        python_stage("b", waiting_for(tmp_path, "b", "a")),
+        python_stage("c", "import os; print(os.environ['OMP_NUM_THREADS'])", ["a", "b"], steps=2),
+    ]
+    running.do_stages(stages, tmp_path, 2, lambda: ended.append(1))
+    assert len(ended) == 3
+    marks = [json.loads((tmp_path / "stages" / f"{n}.json").read_text()) for n in "abc"]
+    assert [len(mark["intervals"]) for mark in marks] == [1, 1, 2]
+    last = max(end for mark in marks[:2] for _, end in mark["intervals"])
+    assert all(begun >= last for begun, _ in marks[2]["intervals"])
+    assert marks[2]["hardware"]["jobs"] == 2
+    assert int((tmp_path / "logs" / "c_0.log").read_text()) >= 1
+
+
+def test_networks_for_several_stages_are_trained_one_after_the_other(texts, tmp_path):
+    file = str(tmp_path / "lock")
+    text = (f"import os, time; os.close(os.open({file!r}, os.O_CREAT | os.O_EXCL)); "
+            f"time.sleep(0.3); os.unlink({file!r})")  # fmt: skip
+    stages = [python_stage(name, text, program="scripts.train_edges") for name in "abc"]
+    running.do_stages(stages, tmp_path, 3, lambda: None)
+    assert len(list((tmp_path / "stages").iterdir())) == 3
+
+
+def test_a_command_that_fails_ends_the_others(texts, tmp_path):
+    stages = [
+        python_stage("a", waiting_for(tmp_path, "a", "never")),
+        python_stage("b", waiting_for(tmp_path, "b", "a") + "\nraise SystemExit('last words')"),
+        python_stage("c", "print('not reached')"),
+    ]
+    with pytest.raises(UserError, match=r"b_0 failed with status 1 .*: last words"):
+        running.do_stages(stages, tmp_path, 2, lambda: None)
+    assert {file.name for file in (tmp_path / "steps").iterdir()} == {"a_0.part", "b_0.part"}
+    assert not (tmp_path / "stages").exists() and not (tmp_path / "logs" / "c_0.log").exists()
+
+
+def test_a_signal_ends_all_commands(texts, tmp_path, capsys):
+    """SIGTERM, here from one of the commands, ends all; their times count the next time."""
+    stop = f"import os, signal; os.kill({os.getpid()}, signal.SIGTERM)\n"
+    stages = [
+        python_stage("a", waiting_for(tmp_path, "a", "never")),
+        python_stage("b", waiting_for(tmp_path, "b", "a") + "\n" + stop
+                     + waiting_for(tmp_path, "b", "never")),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        running.do_stages(stages, tmp_path, 2, lambda: None)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().out
+    assert len(list((tmp_path / "steps").glob("*.part"))) == 2
+
+
+def test_time_in_which_several_stages_run_counts_once():
+    assert running.whole_time([[0, 10], [2, 5], [8, 12], [20, 21]]) == pytest.approx(13)
+    assert running.whole_time([]) == 0
 
 
 # ---- the report ---------------------------------------------------------------------
@@ -301,8 +400,10 @@ def stored(folder: Path) -> list[Stage]:
         mark = places.stage_mark(stage.name)
         mark.parent.mkdir(exist_ok=True)
         mark.write_text(json.dumps({
-            "stage": stage.name, "seconds": 60, "finished": "2026-11-21 10:00",
-            "hardware": {"gpu": None, "processor": "a processor", "cores": 2, "torch": "2"},
+            "stage": stage.name, "seconds": 60, "intervals": [[0, 60]],
+            "finished": "2026-11-21 10:00",
+            "hardware": {"gpu": None, "processor": "a processor", "cores": 2, "torch": "2",
+                         "jobs": 1},
             "commands": ["python -m train --results-dir=runs/a"]}))  # fmt: skip
     return stages
 
@@ -398,14 +499,16 @@ def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
     stages = plan(TINY, here, 1, program.is_trainable)
     made = {m for stage in stages for step in stage.steps for m in step.networks()}
 
-    def training(command, log_file, name):  # leaves the networks that other steps read
+    def training(command, log_file, jobs):  # leaves the networks that other steps read
+        name = log_file.stem
         noted.append((name, command))
         for network in (m for m in made if m.step == name):
             file = log_file.parents[1] / "runs" / name / "run_1"
             file /= f"rgb2normal_x{'_best' if network.best else ''}.pth"
             save_atomically(file, {"state_dict": {"weight": torch.linspace(0, 1, 10_000)}})
+        return Ended()
 
-    program.run = training  # `commands` has replaced it, and puts it back
+    running.start = training  # `commands` has replaced it, and puts it back
     wanted = ("rooms", "baselines", "edges", "refits", "trained", "fractions")
     for name in wanted:
         status, said, _ = reproduce(run, here, f"--only={name}", f"--keep={kept}")
@@ -465,17 +568,18 @@ def test_from_nothing_to_the_report(run, tmp_path, monkeypatch):
         status, said, _ = run(*words, program=module, defaults=False)
         assert status == 0, f"{module} {words}: {said}"
 
-    def run_here(command, log_file, name):
+    def run_here(command, log_file, jobs):
         call(command[2], command[3:])
+        return Ended()
 
     def train_here(trainer, transfer, flags):
         call(trainer, [transfer, *as_arguments({**flags, "visdom_server": "none"})])
         return 0
 
-    monkeypatch.setattr(program, "run", run_here)
+    monkeypatch.setattr(running, "start", run_here)
     monkeypatch.setattr(train_edges, "_run", train_here)
     page, count = folder / "page" / "results.md", len(plan(TINY, folder, 1))
-    program.main(scale="tiny", output_dir=str(folder), report=str(page))
+    program.main(scale="tiny", output_dir=str(folder), report=str(page), jobs=1)
     text = page.read_text(encoding="utf-8")
     assert f"{count} of {count} stages are done" in text
     for word in ("test rooms | without |", "| 50 % |", "other_camera | 2 |", "are chosen",
@@ -484,5 +588,5 @@ def test_from_nothing_to_the_report(run, tmp_path, monkeypatch):
     assert "not measured" not in text
     assert "random_perceptual" not in text or program.is_trainable("random_perceptual_normal")
     assert (page.parent / "results" / "auc.png").is_file()
-    monkeypatch.setattr(program, "run", None)  # nothing is run again
-    program.main(scale="tiny", output_dir=str(folder), report=str(page))
+    monkeypatch.setattr(running, "start", None)  # nothing is run again
+    program.main(scale="tiny", output_dir=str(folder), report=str(page), jobs=1)

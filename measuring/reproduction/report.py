@@ -16,10 +16,11 @@ from measuring.reproduction.report_errors import (
 )
 from measuring.reproduction.report_variants import variant_parts
 from measuring.reproduction.results import NOT_MEASURED
+from measuring.reproduction.running import whole_time
 from measuring.reproduction.scales import SCALES, Size
 from measuring.reproduction.steps import Places, Stage
 from tables import markdown_table
-from utils import as_arguments, duration
+from utils import as_arguments, counted, duration
 
 
 def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequence[Stage]) -> None:
@@ -48,9 +49,10 @@ def _head(places: Places, scale: str, size: Size, seeds: int, stages: Sequence[S
     dates = sorted(mark["finished"] for mark in marks)
     machines = dict.fromkeys(
         f"{m['hardware']['gpu'] or m['hardware']['processor']}, {m['hardware']['cores']} cores, "
-        f"torch {m['hardware']['torch']}" for m in marks
+        f"torch {m['hardware']['torch']}, {counted(m['hardware']['jobs'], 'stage')} at once"
+        for m in marks
     )  # fmt: skip
-    seconds = sum(mark["seconds"] for mark in marks)
+    seconds = whole_time(interval for mark in marks for interval in mark["intervals"])
     flags = " ".join(as_arguments({"scale": scale, "seeds": seeds}))
     lines = [
         "# Results",

@@ -36,7 +36,9 @@ def target_part(places: Places, size: Size, target: str) -> str:
     rows = []
     for row in next(iter(errors.values())):
         rows.append([row, *(_mean_text(runs, row) for runs in groups.values())])
-        if pair[0] and pair[1]:
+        if pair[0] and pair[1] and row.endswith("truth mapped"):
+            rows[-1].append("–")  # the same for all networks
+        elif pair[0] and pair[1]:
             change = mean_change(pair[0], pair[1], [row], buildings, size.resamples)
             rows[-1].append(change_text(change))
     parts = [title, markdown_table(head, rows)]

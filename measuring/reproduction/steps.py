@@ -82,7 +82,7 @@ class Step:
             yield from (part for part in parts if isinstance(part, Made))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A stage: its steps, and the stages that have to be done before."""
 
