@@ -95,14 +95,16 @@ def baseline(size: Size, places: Places, target: str) -> Stage:
 
 def edges(size: Size, places: Places) -> list[Stage]:
     """Train the networks that each target's losses, and the energy, need and are not there yet."""
-    before = tuple(f"baselines/{target}" for target in size.targets)
+    baselines = {f"multiperceptual_{target}": f"baselines/{target}" for target in size.targets}
     there = {f"rgb2{DOMAINS[target]}" for target in size.targets}
-    stages = []
-    for name in (*(f"multiperceptual_{t}" for t in size.targets), "energy_calc"):
+    stages: list[Stage] = []
+    for name in (*baselines, "energy_calc"):
         missing = _networks(name) - there
         step = train_edges(size, places, name, len(missing))
-        stages.append(Stage(f"edges/{name}", before, (step,)))
-        before, there = (*before, f"edges/{name}"), there | missing
+        every = (*baselines.values(), *(stage.name for stage in stages))
+        needs = (baselines[name],) if name in baselines else every
+        stages.append(Stage(f"edges/{name}", needs, (step,)))
+        there |= missing
     return stages
 
 
