@@ -1,14 +1,14 @@
 """Degradations of images: blur, JPEG, noise and darkness at several levels."""
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from photometric import blurred, compressed
 from pictures import to_image
 from utils import UserError, nearest
 
@@ -17,20 +17,8 @@ Shift = tuple[str, float]  # (kind of corruption, its level)
 
 # ---- the shifts ---------------------------------------------------------------------
 #
-# Each function takes an 8-bit RGB image, a level and, where it is random, the image's own
-# generator, and returns an image of the same size.
-
-
-def blurred(image: Image.Image, level: float, rng: object = None) -> Image.Image:
-    """Apply a Gaussian blur with σ = `level` pixels."""
-    return image.filter(ImageFilter.GaussianBlur(level))
-
-
-def compressed(image: Image.Image, level: float, rng: object = None) -> Image.Image:
-    """Compress as JPEG of quality `level`."""
-    file = io.BytesIO()
-    image.save(file, format="jpeg", quality=int(level))
-    return Image.open(file, formats=("JPEG",)).convert("RGB")
+# Each function takes an 8-bit RGB image, a level and the image's own random generator, and
+# returns an image of the same size.
 
 
 def noisy(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:

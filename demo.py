@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from consistency import Energy
 from devices import choose_device, default_forward_batch
+from flags import also_called, command_line, folding_flags
 from loading.photographs import open_image
 from loading.video_files import VideoFrames
 from measuring.demo_networks import TARGETS, Choice, choose_methods, choose_networks
@@ -27,17 +28,7 @@ from measuring.prediction import (
 from measuring.result_files import endings, has_colours, write_results
 from measuring.videos import Comparison, VideoOptions, write_video
 from precision import check_precision, forward_only
-from utils import (
-    UserError,
-    also_called,
-    check_one_of,
-    check_positive,
-    command_line,
-    counted,
-    folding_flags,
-    log,
-    read_job,
-)
+from utils import UserError, check_one_of, check_positive, counted, log, read_job
 
 __all__ = ["main", "predict"]
 

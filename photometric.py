@@ -5,14 +5,14 @@ They change rgb alone, and move no pixel: every label stays what it is.
 
 import random
 from collections.abc import Callable, Sequence
+from io import BytesIO
 
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
-from degradations import blurred, compressed
 from utils import check_one_of
 
 STRENGTHS = ("strong",)
@@ -94,6 +94,19 @@ def make_noisy(image: Image.Image, rng: random.Random) -> Image.Image:
 def compress(image: Image.Image, rng: random.Random) -> Image.Image:
     """Store as JPEG of quality 15 … 90, and read it."""
     return compressed(image, rng.randint(15, 90))
+
+
+def blurred(image: Image.Image, level: float, rng: object = None) -> Image.Image:
+    """Apply a Gaussian blur with σ = `level` pixels; nothing is drawn from `rng`."""
+    return image.filter(ImageFilter.GaussianBlur(level))
+
+
+def compressed(image: Image.Image, level: float, rng: object = None) -> Image.Image:
+    """Compress as JPEG of quality `level`; nothing is drawn from `rng`."""
+    file = BytesIO()
+    image.save(file, "JPEG", quality=int(level))
+    with Image.open(file, formats=("JPEG",)) as read:
+        return read.convert("RGB")
 
 
 def _image(values: np.ndarray) -> Image.Image:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from backbones import recorded_code
 from files import check_writable
+from flags import as_arguments
 from loading.layouts import check_data_dirs, find_buildings
 from models import load_network, read_record, read_weights, recorded_scale
 from modules import ResNetClass
 from rooms.writing import make_rooms
 from transfers import TRANSFERS, Scale, Transfer
-from utils import ROOT, Job, UserError, as_arguments, log
+from utils import ROOT, Job, UserError, log
 
 SHIPPED = ROOT / "assets" / "rooms_models"
 REFITS = "on_predictions"  # in a models folder: its networks, refitted on predictions

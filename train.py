@@ -20,6 +20,7 @@ import torchvision
 from datasets import Reality
 from devices import Ranks, failing_together, free_memory, start_ranks, stop_ranks
 from files import sha256
+from flags import as_arguments, command_line, folding_flags
 from graph import TaskGraph
 from label_cache import Budget, LabelCache
 from loading.layouts import add_layouts
@@ -71,15 +72,7 @@ from training.run_folder import (
 )
 from training.stopping import Stop, Stopped, stoppable
 from transfers import Scale
-from utils import (
-    UserError,
-    as_arguments,
-    command_line,
-    folding_flags,
-    log,
-    read_job,
-    seed_everything,
-)
+from utils import UserError, log, read_job, seed_everything
 
 GIB = 2**30
 

@@ -15,6 +15,7 @@ import torch
 from devices import choose_device
 from energy import get_config
 from files import write_atomically
+from flags import command_line
 from precision import TRAINING_PRECISIONS, check_precision
 from scripts.benchmarking.data import loader_table
 from scripts.benchmarking.floor import floor_table
@@ -29,7 +30,7 @@ from scripts.benchmarking.step import (
 )
 from tables import Row, markdown_table, text_table
 from transfers import Scale
-from utils import UserError, check_positive, command_line, read_job
+from utils import UserError, check_positive, read_job
 
 # Parts of the benchmark: the title of the table, and the function that measures it.
 PARTS = {

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from flags import command_line
 from tables import text_table
 from task_configs import TASKS, get_task
-from utils import ROOT, UserError, check_positive, command_line
+from utils import ROOT, UserError, check_positive
 
 HEAD = (
     "views", "files", "index", "load", "find, s", "cpu, s", "start, s", "cpu, s", "peak, MB",

@@ -13,12 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
+from flags import also_called, command_line
 from loading.file_checks import Checked, Finding, axes_findings, check_view, direction_findings
 from loading.layouts import Place, View, add_layouts, find_places, hints_of, no_views
 from loading.view_lists import LISTED, find_list
 from tables import text_table
 from task_configs import TASKS, ImageTask, get_task
-from utils import UserError, also_called, check_positive, command_line, counted, evenly_spaced
+from utils import UserError, check_positive, counted, evenly_spaced
 
 
 @also_called(workers="num_workers")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from energy import get_config, paths_for, perceptual_losses
 from files import make_folder
+from flags import command_line
 from graph import edges_of
 from loading import addresses
 from loading.archives import check_archive, unpack
@@ -20,7 +21,7 @@ from loading.downloads import SUMS, NotThere, Unreachable, fetch, read_sums
 from models import read_weights
 from task_configs import get_task
 from transfers import TRANSFERS
-from utils import UserError, command_line, nearest, read_job
+from utils import UserError, nearest, read_job
 
 PERCEPTUAL = "multiperceptual_normal", "multiperceptual_depth", "multiperceptual_reshading"
 PREDICTIONS = [f"rgb2{task}_consistency.pth" for task in ("normal", "depth", "reshading")]

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Reality, check_loading
 from devices import choose_device
 from files import make_folder, write_json
+from flags import also_called, command_line, folding_flags
 from loading.layouts import View
 from measuring.consistency_energy import (
     LABELLED,
@@ -34,16 +35,7 @@ from measuring.statistics import statistics as statistics_of
 from precision import check_precision
 from sources import settle_measuring
 from tables import write_csv
-from utils import (
-    UserError,
-    also_called,
-    check_one_of,
-    check_positive,
-    command_line,
-    folding_flags,
-    log,
-    read_job,
-)
+from utils import UserError, check_one_of, check_positive, log, read_job
 
 
 @also_called(save_dir="output_dir", data_dir="img_path")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from devices import choose_device, default_forward_batch
 from files import make_folder
+from flags import also_called, command_line, folding_flags
 from graph import TaskGraph
 from loading.photographs import open_image, square
 from measuring.consistency_energy import check_networks, read_statistics
@@ -36,14 +37,7 @@ from pictures import write_png
 from precision import check_precision, forward_only
 from sources import Sources, settle_measuring
 from transfers import FULL_SIZE
-from utils import (
-    also_called,
-    check_positive,
-    command_line,
-    evenly_spaced,
-    folding_flags,
-    read_job,
-)
+from utils import check_positive, evenly_spaced, read_job
 
 SAMPLE = 64  # images, at most, that set the common scale
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from degradations import Shift
 from devices import choose_device
 from files import make_folder
+from flags import also_called, command_line, folding_flags
 from measuring.consistency_energy import LABELLED, UNLABELLED, energy_graph, labelled_views
 from measuring.given_networks import given_networks, modules_of
 from measuring.image_files import ImageFiles
@@ -28,7 +29,7 @@ from measuring.statistics import Table
 from precision import check_precision
 from sources import settle_measuring
 from tables import text_table, write_csv
-from utils import also_called, check_positive, command_line, folding_flags, read_job
+from utils import check_positive, read_job
 
 
 @also_called(save_dir="output_dir", data_dir="img_path")

@@ -18,6 +18,7 @@ from degradations import CLEAN, Shift, parse_shift
 from devices import choose_device
 from energy import get_config, loss_of, paths_for
 from files import make_folder, sha256, write_atomically, write_json
+from flags import command_line, folding_flags
 from graph import edges_of
 from loading.layouts import View, find_views_and_tasks
 from measuring.consistency_energy import choose_buildings
@@ -44,10 +45,8 @@ from utils import (
     UserError,
     check_one_of,
     check_positive,
-    command_line,
     counted,
     evenly_spaced,
-    folding_flags,
     log,
     read_job,
 )

@@ -3,8 +3,9 @@
 python -m scripts.export assets/demo_models/rgb2normal_consistency.pth --to results/normal.pt2
 """
 
+from flags import command_line
 from measuring.exporting import export
-from utils import check_positive, command_line
+from utils import check_positive
 
 
 def main(

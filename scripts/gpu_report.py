@@ -16,6 +16,7 @@ import torch
 
 from devices import choose_device
 from files import check_writable, only_process_in
+from flags import command_line
 from scripts.benchmarking.gpu_data import data_cells, forward_cells
 from scripts.benchmarking.gpu_document import write_document
 from scripts.benchmarking.gpu_runs import cells as run_cells
@@ -34,7 +35,7 @@ from scripts.benchmarking.gpu_step import (
     limit_cells,
     step_cells,
 )
-from utils import ROOT, UserError, check_positive, command_line, duration, read_job
+from utils import ROOT, UserError, check_positive, duration, read_job
 
 
 class Part(NamedTuple):

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from devices import choose_device
+from flags import also_called, command_line, folding_flags
 from loading.photographs import BrokenImage, open_image
 from loading.video_files import check_video_package
 from measuring.demo_networks import Choice, choose_networks
@@ -18,16 +19,7 @@ from measuring.depth_3d import FIELD_OF_VIEW, SIDE, View, check_angle, predicted
 from measuring.image_files import ImageFiles
 from measuring.ken_burns import Position, frame_count, write_clip
 from measuring.prediction import Predictor, check_size, load_predictor
-from utils import (
-    UserError,
-    also_called,
-    check_one_of,
-    check_positive,
-    command_line,
-    folding_flags,
-    log,
-    read_job,
-)
+from utils import UserError, check_one_of, check_positive, log, read_job
 
 
 @dataclass(frozen=True)

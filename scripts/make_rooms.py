@@ -5,10 +5,11 @@ python -m scripts.make_rooms
 
 from pathlib import Path
 
+from flags import command_line
 from rooms.sheet import write_sheet
 from rooms.variants import Variant
 from rooms.writing import VIEWS_PER_POINT, chosen_buildings, make_rooms, view_paths
-from utils import UserError, check_positive, command_line, log, read_job
+from utils import UserError, check_positive, log, read_job
 
 
 def main(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import consistency
 from files import make_folder, read_json, write_atomically, write_json
+from flags import as_arguments, command_line, folding_flags
 from methods.interface import ALL, TARGETS, Method
 from methods.table import METHODS
 from models import read_weights, save_network
@@ -27,17 +28,7 @@ from other_networks import TASKONOMY_SIZE, find_published, load_published
 from sources import Sources, own_models, settle
 from tables import markdown_table
 from transfers import TRANSFERS
-from utils import (
-    ROOT,
-    UserError,
-    as_arguments,
-    check_one_of,
-    check_positive,
-    command_line,
-    folding_flags,
-    log,
-    read_job,
-)
+from utils import ROOT, UserError, check_one_of, check_positive, log, read_job
 
 BEGIN, END = "<!-- methods table: begin -->", "<!-- methods table: end -->"
 RECORD, PAGE = "methods.json", "methods.md"

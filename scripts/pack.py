@@ -9,20 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import check_loading
+from flags import also_called, command_line, folding_flags
 from loading.layouts import add_layouts
 from loading.packs import PACK_INDEX, find_pack
 from loading.view_index import choose_index_dir
 from packing import make_pack
 from sharding import make_shards
 from task_configs import get_task
-from utils import (
-    UserError,
-    also_called,
-    check_positive,
-    command_line,
-    counted,
-    folding_flags,
-)
+from utils import UserError, check_positive, counted
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from files import check_writable, only_process_in, read_json, write_json
+from flags import command_line
 from measuring.reproduction.carrying import keep as keep_copies
 from measuring.reproduction.carrying import restore
 from measuring.reproduction.plan import chosen, plan
 from measuring.reproduction.report import write_page
-from measuring.reproduction.running import command_of, default_jobs, do_stages
 from measuring.reproduction.scales import SCALES, Size, numbers
 from measuring.reproduction.steps import Places, Stage, splits
+from scripts.reproducing.running import command_of, default_jobs, do_stages
 from training.options import find_config
-from utils import (
-    ROOT,
-    UserError,
-    check_one_of,
-    check_positive,
-    command_line,
-    duration,
-    read_job,
-)
+from utils import ROOT, UserError, check_one_of, check_positive, duration, read_job
 
 REPORT = "report"
 

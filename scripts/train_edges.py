@@ -20,22 +20,14 @@ from tqdm import tqdm
 
 from energy import energy_configs, get_config
 from files import check_writable, sha256, write_atomically
+from flags import as_arguments, command_line, folding_flags
 from graph import edges_of
 from loading.layouts import add_layouts, find_places
 from methods.table import find_method
 from sources import REFITS, SHIPPED, Sources, settle
 from task_configs import get_task
 from transfers import TRANSFERS, Transfer, any_transfer, get_transfer, transfer_by_name
-from utils import (
-    ROOT,
-    UserError,
-    as_arguments,
-    command_line,
-    counted,
-    folding_flags,
-    nearest,
-    read_job,
-)
+from utils import ROOT, UserError, counted, nearest, read_job
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 
-from utils import command_line
+from flags import command_line
 from web.page import build, free_port, serve, settings
 from web.state import Shared, gradio
 

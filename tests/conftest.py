@@ -21,9 +21,9 @@ os.environ["TORCH_HOME"] = os.devnull  # no ImageNet weights from a cache of thi
 os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"  # and no network
 os.environ["no_proxy"] = "localhost,127.0.0.1"
 
+from flags import command_line, logged_to_console  # noqa: E402
 from rooms.writing import make_rooms  # noqa: E402
 from transfers import OWN_TRANSFERS, TRANSFERS, Scale  # noqa: E402
-from utils import command_line, logged_to_console  # noqa: E402
 
 SCALE = Scale(32, 8)
 # Examples that failed before are not kept: a checkout may be read-only.

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import ROOT, command_line
+from flags import command_line
+from utils import ROOT
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in
                                                      (ROOT / "docs").glob("*.md"))]  # fmt: skip

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from devices import failing_together, start_ranks, stop_ranks  # noqa: E402
+from flags import command_line  # noqa: E402
 from training.stopping import stoppable  # noqa: E402
-from utils import UserError, command_line  # noqa: E402
+from utils import UserError  # noqa: E402
 
 
 def main(how: str) -> None:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from utils import command_line
+from flags import command_line
 
 
 class Program:

@@ -14,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-import measuring.reproduction.running as running
 import scripts.reproduce as program
+import scripts.reproducing.running as running
 import scripts.train_edges as train_edges
+from flags import accepted, as_arguments
 from measuring.closing_table import DIRECT
 from measuring.reproduction.evaluation_stages import compared_networks
 from measuring.reproduction.plan import chosen, plan
 from measuring.reproduction.report import write_page
-from measuring.reproduction.results import mean_change
+from measuring.reproduction.results import mean_change, whole_time
 from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import (
     EQUAL_TIME,
@@ -38,7 +39,7 @@ from methods.table import METHODS
 from models import read_weights, save_atomically
 from tables import write_csv
 from training.options import find_config
-from utils import UserError, accepted, as_arguments
+from utils import UserError, log
 
 TINY = SCALES["tiny"]
 TESTS = ("evaluation", "energy")  # the groups of stages that read test views
@@ -332,7 +333,7 @@ def test_a_command_that_fails_ends_the_others(texts, tmp_path):
     assert not (tmp_path / "stages").exists() and not (tmp_path / "logs" / "c_0.log").exists()
 
 
-def test_a_signal_ends_all_commands(texts, tmp_path, capsys):
+def test_a_signal_ends_all_commands(texts, tmp_path, caplog):
     """SIGTERM, here from one of the commands, ends all; their times count the next time."""
     stop = f"import os, signal; os.kill({os.getpid()}, signal.SIGTERM)\n"
     stages = [
@@ -340,16 +341,17 @@ def test_a_signal_ends_all_commands(texts, tmp_path, capsys):
         python_stage("b", waiting_for(tmp_path, "b", "a") + "\n" + stop
                      + waiting_for(tmp_path, "b", "never")),
     ]  # fmt: skip
+    caplog.set_level("INFO", log.name)
     with pytest.raises(SystemExit) as ended:
         running.do_stages(stages, tmp_path, 2, lambda: None)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command goes on" in caplog.text
     assert len(list((tmp_path / "steps").glob("*.part"))) == 2
 
 
 def test_time_in_which_several_stages_run_counts_once():
-    assert running.whole_time([[0, 10], [2, 5], [8, 12], [20, 21]]) == pytest.approx(13)
-    assert running.whole_time([]) == 0
+    assert whole_time([[0, 10], [2, 5], [8, 12], [20, 21]]) == pytest.approx(13)
+    assert whole_time([]) == 0
 
 
 # ---- the report ---------------------------------------------------------------------

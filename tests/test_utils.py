@@ -12,18 +12,8 @@ from pathlib import Path
 import pytest
 
 from files import write_atomically
-from utils import (
-    ROOT,
-    UserError,
-    also_called,
-    command_line,
-    duration,
-    folding_flags,
-    help_text,
-    log,
-    nearest,
-    read_job,
-)
+from flags import also_called, command_line, folding_flags, help_text
+from utils import ROOT, UserError, duration, log, nearest, read_job
 
 PROGRAMS = [
     f"scripts.{file.stem}"
@@ -125,12 +115,12 @@ def test_what_is_no_number_is_refused(call, text):
 )
 def test_without_fire_the_arguments_are_read_alike(call, monkeypatch, arguments):
     with_fire = call(*arguments)
-    monkeypatch.setattr("utils.fire", None)
+    monkeypatch.setattr("flags.fire", None)
     assert call(*arguments) == with_fire
 
 
 def test_without_fire_a_word_too_many_is_refused(call, monkeypatch):
-    monkeypatch.setattr("utils.fire", None)
+    monkeypatch.setattr("flags.fire", None)
     for arguments in (["one", "two"], ["--word=one", "two"], ["--loud", "two"]):
         status, printed, error = call(*arguments)
         assert (status, printed) == (2, "") and "'two'" in error
@@ -297,7 +287,7 @@ def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
 SPEAKS = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils import command_line
+from flags import command_line
 
 def main(*, lines: int = 1) -> None:
     '''Say it.'''

@@ -20,12 +20,13 @@ from PIL import Image
 
 from demo import predict
 from energy import ENERGY_DOMAINS
+from flags import command_line
 from measuring.consistency_energy import UNLABELLED
 from measuring.graph_picture import graph_picture
 from scripts import web
 from sources import DEMO_MODELS, SHIPPED
 from transfers import TRANSFERS
-from utils import ROOT, UserError, command_line
+from utils import ROOT, UserError
 from web import state
 from web.answers import Answers
 from web.downloads import deep_png, plain, write_values

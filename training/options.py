@@ -15,12 +15,13 @@ from energy import (
     paths_for,
     perceptual_losses,
 )
+from flags import accepted
 from methods.interface import Method, MethodOptions
 from methods.table import METHODS, check_trained, find_method, method_names
 from photometric import check_augment_rgb
 from precision import TRAINING_PRECISIONS, check_precision
 from transfers import OWN_TRANSFERS, TRANSFERS, Transfer, any_transfer, transfer_by_name
-from utils import UserError, accepted, check_one_of, check_positive, nearest
+from utils import UserError, check_one_of, check_positive, nearest
 
 
 @dataclass(frozen=True)

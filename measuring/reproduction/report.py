@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files import make_folder, read_json, write_atomically
+from flags import as_arguments
 from measuring.reproduction.report_energy import energy_part
 from measuring.reproduction.report_errors import (
     adaptation_part,
@@ -15,12 +16,11 @@ from measuring.reproduction.report_errors import (
     target_part,
 )
 from measuring.reproduction.report_variants import variant_parts
-from measuring.reproduction.results import NOT_MEASURED
-from measuring.reproduction.running import whole_time
+from measuring.reproduction.results import NOT_MEASURED, whole_time
 from measuring.reproduction.scales import SCALES, Size
 from measuring.reproduction.steps import Places, Stage
 from tables import markdown_table
-from utils import as_arguments, counted, duration
+from utils import counted, duration
 
 
 def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequence[Stage]) -> None:

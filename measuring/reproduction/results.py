@@ -1,7 +1,7 @@
 """Reading what scripts.reproduce measured: errors by image, changes with their intervals."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -106,3 +106,12 @@ def answer(
         change = mean_change(first, second, rows, buildings, resamples)
         told.append(f"{text} {finding(change)} ({change_text(change)})")
     return ", ".join(told)
+
+
+def whole_time(intervals: Iterable[Sequence[float]]) -> float:
+    """The seconds that lie in at least one of the intervals [begun, ended]."""
+    seconds, until = 0.0, float("-inf")
+    for begun, end in sorted((begun, end) for begun, end in intervals):
+        seconds += max(0.0, end - max(begun, until))
+        until = max(until, end)
+    return seconds

@@ -17,8 +17,9 @@ from typing import Protocol
 import torch
 
 from files import read_json, write_atomically, write_json
+from flags import as_arguments
 from measuring.reproduction.steps import Made, Places, Stage, Step
-from utils import ROOT, UserError, as_arguments, duration
+from utils import ROOT, UserError, duration, log
 
 TAIL = 12  # lines of a failed command's log to show
 PAUSE = 0.1  # seconds between two looks at the commands in progress
@@ -72,7 +73,7 @@ def do_stages(
         finally:
             statuses = [_ended(steps, process) for steps, process in running.values()]
     if received:
-        print("stopped; the same command goes on")
+        log.info("stopped; the same command goes on")
         status = next((s for s in statuses if s), 130)
         sys.exit(status if status > 0 else 128 - status)
 
@@ -82,7 +83,7 @@ def _not_done(stages: Sequence[Stage], places: Places) -> list[Stage]:
     waiting = []
     for stage in stages:
         if places.stage_mark(stage.name).is_file():
-            print(f"{_progress(stages, stage)} {stage.name}: done before", flush=True)
+            log.info(f"{_progress(stages, stage)} {stage.name}: done before")
             continue
         names = {s.name for s in stages}
         absent = [name for name in stage.needs
@@ -157,14 +158,14 @@ def _steps(stage: Stage, places: Places, progress: str, jobs: int) -> Iterator[P
 
     Raises UserError if one fails.
     """
-    print(f"{progress} {stage.name}", flush=True)
+    log.info(f"{progress} {stage.name}")
     count = len(stage.steps)
     for number, step in enumerate(stage.steps, start=1):
         if not places.step_mark(step.key).is_file():
             yield from do_step(step, places.folder, jobs)
             record = read_json(places.step_mark(step.key))
             seconds = duration(_seconds(record["intervals"]))
-            print(f"{progress} {stage.name} {number}/{count} {step.key}: {seconds}", flush=True)
+            log.info(f"{progress} {stage.name} {number}/{count} {step.key}: {seconds}")
     records = [read_json(places.step_mark(step.key)) for step in stage.steps]
     intervals = [interval for record in records for interval in record["intervals"]]
     write_json(places.stage_mark(stage.name), {
@@ -189,12 +190,12 @@ def do_step(step: Step, folder: Path, jobs: int = 1) -> Iterator[Process]:
             source, target = command[1:]
             write_atomically(target, partial(shutil.copyfile, source))
         else:
-            log = folder / "logs" / f"{step.key}.log"
-            process = start([sys.executable, *command[1:]], log, jobs)
+            output = folder / "logs" / f"{step.key}.log"
+            process = start([sys.executable, *command[1:]], output, jobs)
             yield process
             if status := process.poll():
-                text = log.read_text(errors="replace").splitlines()[-TAIL:]
-                raise UserError(f"{step.key} failed with status {status} ({log}): "
+                text = output.read_text(errors="replace").splitlines()[-TAIL:]
+                raise UserError(f"{step.key} failed with status {status} ({output}): "
                                 f"{' | '.join(text)}")  # fmt: skip
     finally:
         record["intervals"].append([begun, time.time()])
@@ -205,15 +206,6 @@ def do_step(step: Step, folder: Path, jobs: int = 1) -> Iterator[Process]:
 def _seconds(intervals: Iterable[Sequence[float]]) -> float:
     """The sum of intervals' lengths."""
     return sum(end - begun for begun, end in intervals)
-
-
-def whole_time(intervals: Iterable[Sequence[float]]) -> float:
-    """The seconds that lie in at least one of the intervals [begun, ended]."""
-    seconds, until = 0.0, float("-inf")
-    for begun, end in sorted((begun, end) for begun, end in intervals):
-        seconds += max(0.0, end - max(begun, until))
-        until = max(until, end)
-    return seconds
 
 
 def _relative(command: str, folder: Path) -> str:
