@@ -18,6 +18,7 @@ import scripts.reproduce as program
 import scripts.reproducing.running as running
 import scripts.train_edges as train_edges
 from flags import accepted, as_arguments
+from graph import edges_of
 from measuring.closing_table import DIRECT
 from measuring.reproduction.evaluation_stages import compared_networks
 from measuring.reproduction.plan import chosen, plan
@@ -25,6 +26,7 @@ from measuring.reproduction.report import write_page
 from measuring.reproduction.results import mean_change, whole_time
 from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import (
+    DOMAINS,
     EQUAL_TIME,
     OTHER_SETS,
     Made,
@@ -39,6 +41,7 @@ from methods.table import METHODS
 from models import read_weights, save_atomically
 from tables import write_csv
 from training.options import find_config
+from transfers import TRANSFERS, any_transfer
 from utils import UserError, log
 
 TINY = SCALES["tiny"]
@@ -99,6 +102,30 @@ def test_every_command_is_one_of_the_programs_with_its_flags(scale, tmp_path):
     stages = plan(size, tmp_path, size.seeds, program.is_trainable)
     total = sum(stage.minutes(size) for stage in stages)
     assert total < {"tiny": 15, "quick": 15, "cpu": 480, "gpu": 480}[scale]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_each_network_is_trained_once_and_before_it_is_needed(scale, tmp_path):
+    size, there = SCALES[scale], set()
+    for stage in plan(size, tmp_path, 1, program.is_trainable):
+        for step in stage.steps:
+            if step.flags.get("install"):
+                assert step.words[0] not in there, step.key
+                there.add(step.words[0])
+            elif step.program == "copy":
+                there.add(Path(step.words[1]).name)
+            elif step.program == "train" and not str(step.words[0]).startswith("rgb2"):
+                made = {TRANSFERS["rgb", DOMAINS[target]].checkpoint for target in size.targets}
+                rgb = {f"rgb2{DOMAINS[target]}" for target in size.targets}
+                needed = {
+                    row.name
+                    for row in map(
+                        any_transfer,
+                        *zip(*edges_of(find_config(str(step.words[0]))["paths"]), strict=True),
+                    )
+                    if row.trainable
+                }
+                assert made <= there and needed - rgb <= there, step.key
 
 
 def test_a_method_that_is_not_there_is_not_in_the_plan(tmp_path):
@@ -244,7 +271,7 @@ def test_an_interrupted_training_is_resumed_and_its_time_adds_up(tmp_path, comma
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--only=edges"], "the stage edges/multiperceptual_normal needs baselines/normal"),
+        (["--only=edges"], "the stage edges/rgb needs rooms"),
         (["--only=edgs"], "--only is one of rooms"),
         (["--scale=huge"], "--scale is tiny or quick or cpu or gpu"),
         (["--seeds=0"], "--seeds has to be more than 0"),
@@ -310,15 +337,6 @@ def test_stages_at_once(texts, tmp_path, monkeypatch):
     assert all(begun >= last for begun, _ in marks[2]["intervals"])
     assert marks[2]["hardware"]["jobs"] == 2
     assert int((tmp_path / "logs" / "c_0.log").read_text()) >= 1
-
-
-def test_networks_for_several_stages_are_trained_one_after_the_other(texts, tmp_path):
-    file = str(tmp_path / "lock")
-    text = (f"import os, time; os.close(os.open({file!r}, os.O_CREAT | os.O_EXCL)); "
-            f"time.sleep(0.3); os.unlink({file!r})")  # fmt: skip
-    stages = [python_stage(name, text, program="scripts.train_edges") for name in "abc"]
-    running.do_stages(stages, tmp_path, 3, lambda: None)
-    assert len(list((tmp_path / "stages").iterdir())) == 3
 
 
 def test_a_command_that_fails_ends_the_others(texts, tmp_path):

@@ -245,17 +245,6 @@ def train_on(size: Size, places: Places, key: str, name: str, epochs: int, **fla
     return train(size, places, key, name, epochs, **every | flags)
 
 
-def train_edges(size: Size, places: Places, name: str, count: int, **flags: object) -> Step:
-    """Train the networks of a configuration that are not there yet; `count` of them are not."""
-    every = {
-        **training_data(places), "models_dir": places.models, **network_scale(size),
-        "batch_size": size.batch_size, "steps_per_epoch": size.steps, "lr": size.lr,
-        "max_epochs": size.edge_epochs, "results_dir": places.folder / "runs" / f"edges_{name}",
-    }  # fmt: skip
-    return Step(f"edges_{name}", "scripts.train_edges", (name,), every | flags,
-                work=count * size.edge_epochs * size.steps, programs=count + 1)  # fmt: skip
-
-
 def is_fresh(method: str) -> bool:
     """Whether a method's network is another than the table's, and cannot start from a baseline."""
     row = METHODS[method]

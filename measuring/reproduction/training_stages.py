@@ -1,6 +1,6 @@
 """The stages that render rooms, train and choose. None of them can read a test view."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from energy import get_config
@@ -29,7 +29,6 @@ from measuring.reproduction.steps import (
     shift_name,
     size_text,
     train,
-    train_edges,
     train_on,
     trained_key,
     training_data,
@@ -94,18 +93,47 @@ def baseline(size: Size, places: Places, target: str) -> Stage:
 
 
 def edges(size: Size, places: Places) -> list[Stage]:
-    """Train the networks that each target's losses, and the energy, need and are not there yet."""
-    baselines = {f"multiperceptual_{target}": f"baselines/{target}" for target in size.targets}
+    """Train the networks between domains, and those from rgb that have no baseline of their own.
+
+    They are trained on labels alone, so they need no other network.
+    """
+    return [
+        Stage(f"edges/{group}", ("rooms",), tuple(edge(size, places, name) for name in names))
+        for group, names in networks_between(size).items()
+    ]
+
+
+def networks_between(size: Size) -> dict[str, list[str]]:
+    """The networks that the losses and the energy need, besides the baselines: {group: names}.
+
+    The groups are those from rgb, those from each target, and what the energy needs besides.
+    """
     there = {f"rgb2{DOMAINS[target]}" for target in size.targets}
-    stages: list[Stage] = []
-    for name in (*baselines, "energy_calc"):
-        missing = _networks(name) - there
-        step = train_edges(size, places, name, len(missing))
-        every = (*baselines.values(), *(stage.name for stage in stages))
-        needs = (baselines[name],) if name in baselines else every
-        stages.append(Stage(f"edges/{name}", needs, (step,)))
-        there |= missing
-    return stages
+    groups: dict[str, list[str]] = {"rgb": [], **{target: [] for target in size.targets}}
+    for group in (*size.targets, "energy"):
+        config = "energy_calc" if group == "energy" else f"multiperceptual_{group}"
+        for name in sorted(_networks(config) - there):
+            groups.setdefault("rgb" if name.startswith("rgb2") else group, []).append(name)
+            there.add(name)
+    return groups
+
+
+def edge(size: Size, places: Places, name: str) -> Step:
+    """Train a network on labels, into the models folder."""
+    step = train(size, places, f"edge_{name}", name, size.edge_epochs, lr=size.lr, install=True)
+    return replace(step, work=size.edge_epochs * size.steps)
+
+
+def networks_of(size: Size, target: str) -> tuple[str, ...]:
+    """The stages that train the networks of a target's losses."""
+    baselines = tuple(f"baselines/{name}" for name in size.targets)
+    return (*baselines, "edges/rgb", f"edges/{target}")
+
+
+def all_networks(size: Size) -> tuple[str, ...]:
+    """The stages that train networks of any configuration."""
+    baselines = tuple(f"baselines/{name}" for name in size.targets)
+    return (*baselines, *(f"edges/{group}" for group in networks_between(size)))
 
 
 def _networks(name: str) -> set[str]:
@@ -114,6 +142,13 @@ def _networks(name: str) -> set[str]:
     config = found[0].config(found[1]) if found else get_config(name)
     rows = (any_transfer(*edge) for edge in edges_of(config["paths"]))
     return {row.name for row in rows if row.trainable}
+
+
+def _more_networks(size: Size, places: Places, names: Iterable[str]) -> list[Step]:
+    """Train those of the networks that no stage of `edges`, and no baseline, trains."""
+    there = {name for group in networks_between(size).values() for name in group}
+    there |= {f"rgb2{DOMAINS[target]}" for target in size.targets}
+    return [edge(size, places, name) for name in sorted(set(names) - there)]
 
 
 def refits(size: Size, places: Places) -> Stage:
@@ -133,7 +168,7 @@ def refits(size: Size, places: Places) -> Stage:
                 work=images / size.batch_size * ENERGY_IMAGE_STEPS)
         for name, models in energy_networks(places).items()
     ]  # fmt: skip
-    return Stage("refits", ("edges/energy_calc",), (refit, *val))
+    return Stage("refits", all_networks(size), (refit, *val))
 
 
 # ---- training on --------------------------------------------------------------------
@@ -152,8 +187,7 @@ def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping
     )  # fmt: skip
     runs = places.folder / "runs" / longer.key
     longer = replace(longer, flags={**longer.flags, "results_dir": runs})
-    needs = (f"edges/multiperceptual_{target}",)
-    return Stage(f"trained/{target}/{seed}", needs, (*steps.values(), longer))
+    return Stage(f"trained/{target}/{seed}", networks_of(size, target), (*steps.values(), longer))
 
 
 def fraction(size: Size, places: Places, share: float) -> Stage:
@@ -170,8 +204,7 @@ def fraction(size: Size, places: Places, share: float) -> Stage:
             size, places, fraction_key(name, share), f"{stem}_{target}", size.trained_epochs,
             subset_size=views, init=Made(start, best=True), **flags,
         ))  # fmt: skip
-    return Stage(f"fractions/{size_text(share)}", (f"edges/multiperceptual_{target}",),
-                 tuple(steps))  # fmt: skip
+    return Stage(f"fractions/{size_text(share)}", networks_of(size, target), tuple(steps))
 
 
 def adapted(size: Size, places: Places) -> list[Stage]:
@@ -206,11 +239,10 @@ def unsupervised(size: Size, places: Places) -> Stage:
     """Consistency through the domains alone that need no labels: edges and corners of rgb."""
     target = size.targets[0]
     name = f"unsupervised_{target}"
-    missing = _networks(name) - _networks(f"multiperceptual_{target}")
     step = train_on(size, places, trained_key("unsupervised", target, 0), name,
                     size.trained_epochs)  # fmt: skip
-    return Stage("unsupervised", (f"edges/multiperceptual_{target}",),
-                 (train_edges(size, places, name, len(missing)), step))  # fmt: skip
+    steps = (*_more_networks(size, places, _networks(name)), step)
+    return Stage("unsupervised", networks_of(size, target), steps)
 
 
 def weight_variants(target: str) -> dict[str, dict[str, object]]:
@@ -229,7 +261,7 @@ def choice_variants(size: Size) -> dict[str, dict[str, object]]:
 def variants(size: Size, places: Places) -> list[Stage]:
     """The main job with other weights of its losses, and with other choices of them."""
     target, stages = size.targets[0], []
-    needs = (f"edges/multiperceptual_{target}",)
+    needs = networks_of(size, target)
     for group, ways in {"weights": weight_variants(target),
                         "choice": choice_variants(size)}.items():  # fmt: skip
         steps = tuple(
@@ -248,8 +280,6 @@ def other_methods(size: Size, places: Places) -> list[Stage]:
     and learn at the rate of a training from scratch. What a method needs is trained before.
     """
     target, stages = size.targets[0], []
-    before = _networks(f"multiperceptual_{target}")
-    needs = ("edges/energy_calc",)  # the last of the edges
     for name in methods_to_train():
         method = METHODS[name]
         if target not in method.targets:
@@ -260,13 +290,13 @@ def other_methods(size: Size, places: Places) -> list[Stage]:
         if "lr" in method.defaults:
             flags["lr"] = method.defaults["lr"]
         row = f"{name}_{target}"
-        steps = []
-        if missing := _networks(row) - before:
-            steps.append(train_edges(size, places, row, len(missing)))
-        if name == "global":
-            trained_before = len(size.targets) == len(DOMAINS)
-            steps += [train_edges(size, places, edge, not trained_before) for edge in GLOBAL_EDGES]
+        needed = _networks(row) | (set(GLOBAL_EDGES) if name == "global" else set())
+        steps = _more_networks(size, places, needed)
         steps.append(train_on(size, places, trained_key(name, target, 0), row,
                               size.trained_epochs, **flags))  # fmt: skip
-        stages.append(Stage(f"methods/{name}", needs, tuple(steps)))
+        needs = {
+            *networks_of(size, target),
+            *(f"edges/{group}" for group in networks_between(size)),
+        }
+        stages.append(Stage(f"methods/{name}", tuple(sorted(needs)), tuple(steps)))
     return stages

@@ -23,7 +23,6 @@ from utils import ROOT, UserError, duration, log
 
 TAIL = 12  # lines of a failed command's log to show
 PAUSE = 0.1  # seconds between two looks at the commands in progress
-TRAINS_SHARED = "scripts.train_edges"  # writes into models folders that other stages write into
 
 
 class Process(Protocol):
@@ -39,11 +38,10 @@ def do_stages(
 ) -> None:
     """Do what is not done yet of the stages, up to `jobs` of them at once, in order.
 
-    A stage begins once all stages that it needs are done. Those that train networks for several
-    stages are done one after the other. `after` is called after each stage. Raises UserError if
-    a stage needs one that is neither done nor among them, or if a command fails; the others in
-    progress are then ended, and save their state. SIGTERM and Ctrl-C end all of them, and this
-    program with the status of one.
+    A stage begins once all stages that it needs are done. `after` is called after each stage.
+    Raises UserError if a stage needs one that is neither done nor among them, or if a command
+    fails; the others in progress are then ended, and save their state. SIGTERM and Ctrl-C end all
+    of them, and this program with the status of one.
     """
     places = Places(folder)
     waiting = _not_done(stages, places)
@@ -56,7 +54,7 @@ def do_stages(
     with _signals_to(end_all) as received:
         try:
             while waiting or running:
-                for stage in _ready(waiting, running, places)[: jobs - len(running)]:
+                for stage in _ready(waiting, places)[: jobs - len(running)]:
                     waiting.remove(stage)
                     steps = _steps(stage, places, _progress(stages, stage), jobs)
                     _go_on(running, stage, steps, after)
@@ -99,20 +97,10 @@ def _progress(stages: Sequence[Stage], stage: Stage) -> str:
     return f"[{stages.index(stage) + 1}/{len(stages)}]"
 
 
-def _ready(waiting: Iterable[Stage], running: Iterable[Stage], places: Places) -> list[Stage]:
-    """The waiting stages that may begin beside those that are running."""
-    found: list[Stage] = []
-    for stage in waiting:
-        beside = [*running, *found]
-        if all(places.stage_mark(name).is_file() for name in stage.needs) and not (
-            _trains_shared(stage) and any(map(_trains_shared, beside))
-        ):
-            found.append(stage)
-    return found
-
-
-def _trains_shared(stage: Stage) -> bool:
-    return any(step.program == TRAINS_SHARED for step in stage.steps)
+def _ready(waiting: Iterable[Stage], places: Places) -> list[Stage]:
+    """The waiting stages of which all that they need is done."""
+    return [stage for stage in waiting
+            if all(places.stage_mark(name).is_file() for name in stage.needs)]  # fmt: skip
 
 
 def _go_on(running: dict, stage: Stage, steps: Iterator[Process], after: Callable) -> None:
