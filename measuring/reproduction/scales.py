@@ -57,7 +57,7 @@ _CPU = Size(
     image_size=64, width=8, pixels=96, train=64, refit=12, val=8, test=24, views=48,
     targets=("normal", "depth", "reshading"), seeds=3, steps=50, batch_size=16,
     baseline_epochs=40, edge_epochs=12, refit_epochs=10, trained_epochs=8, adapted_epochs=2,
-    lr=2e-3, trained_lr=3e-4, fractions=(0.05, 0.2), adapted=(16, 128),
+    lr=2e-3, trained_lr=1e-3, fractions=(0.05, 0.2), adapted=(16, 128),
     adapted_shifts=("blur:2", "jpeg:10", "noise:0.1", "darkening:0.2"), shifts=ALL_SHIFTS,
     shift_views=96, random_ks=(1, 4), winrate_ks=(1, 2), resamples=10_000, step_seconds=0.14,
     start_seconds=15.0,

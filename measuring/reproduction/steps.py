@@ -241,7 +241,7 @@ def _step_cost(name: str, flags: Mapping[str, object]) -> float:
 
 def train_on(size: Size, places: Places, key: str, name: str, epochs: int, **flags: object) -> Step:
     """Train on from the target's baseline, or from the network of the flag `init`."""
-    every: dict[str, object] = {"lr": size.trained_lr, "no_imagenet": True}
+    every: dict[str, object] = {"lr": size.trained_lr, "schedule": "cosine", "no_imagenet": True}
     return train(size, places, key, name, epochs, **every | flags)
 
 
