@@ -477,6 +477,7 @@ def use_image(page, tab, folder: Path) -> None:
     """Be told to choose an image, then predict the depth of an example."""
     tab.get_by_role("button", name="Predict").click()
     page.get_by_text("first choose an image").wait_for()
+    page.get_by_text("first choose an image").wait_for(state="detached")  # it goes by itself
     choose_example(tab, 0)
     if "XTC_SCREENSHOTS" not in os.environ:
         tab.get_by_label("depth").check()
