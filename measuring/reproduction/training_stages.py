@@ -294,9 +294,5 @@ def other_methods(size: Size, places: Places) -> list[Stage]:
         steps = _more_networks(size, places, needed)
         steps.append(train_on(size, places, trained_key(name, target, 0), row,
                               size.trained_epochs, **flags))  # fmt: skip
-        needs = {
-            *networks_of(size, target),
-            *(f"edges/{group}" for group in networks_between(size)),
-        }
-        stages.append(Stage(f"methods/{name}", tuple(sorted(needs)), tuple(steps)))
+        stages.append(Stage(f"methods/{name}", all_networks(size), tuple(steps)))
     return stages

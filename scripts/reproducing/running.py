@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,10 @@ class Process(Protocol):
     def send_signal(self, number: int) -> None: ...
 
 
+# Yields the commands in progress, one after the other, and goes on once each has ended
+Steps = Generator[Process, None, None]
+
+
 def do_stages(
     stages: Sequence[Stage], folder: Path, jobs: int, after: Callable[[], object]
 ) -> None:
@@ -45,11 +49,15 @@ def do_stages(
     """
     places = Places(folder)
     waiting = _not_done(stages, places)
-    running: dict[Stage, tuple[Iterator[Process], Process]] = {}
+    running: dict[Stage, tuple[Steps, Process]] = {}
 
-    def end_all(number: int = signal.SIGTERM) -> None:
+    told: list[Process] = []  # a second signal would end a training before it saves its state
+
+    def end_all() -> None:
         for _, process in running.values():
-            process.send_signal(number)
+            if process not in told:
+                told.append(process)
+                process.send_signal(signal.SIGTERM)
 
     with _signals_to(end_all) as received:
         try:
@@ -69,6 +77,8 @@ def do_stages(
             end_all()
             raise
         finally:
+            if signal.SIGTERM in received:  # a command may have begun just then
+                end_all()
             statuses = [_ended(steps, process) for steps, process in running.values()]
     if received:
         log.info("stopped; the same command goes on")
@@ -103,7 +113,7 @@ def _ready(waiting: Iterable[Stage], places: Places) -> list[Stage]:
             if all(places.stage_mark(name).is_file() for name in stage.needs)]  # fmt: skip
 
 
-def _go_on(running: dict, stage: Stage, steps: Iterator[Process], after: Callable) -> None:
+def _go_on(running: dict, stage: Stage, steps: Steps, after: Callable) -> None:
     """Go on with a stage to its next command, which is then among those that run, or its end."""
     running.pop(stage, None)
     try:
@@ -112,23 +122,23 @@ def _go_on(running: dict, stage: Stage, steps: Iterator[Process], after: Callabl
         after()
 
 
-def _ended(steps: Iterator[Process], process: Process) -> int | None:
+def _ended(steps: Steps, process: Process) -> int | None:
     """Wait for the end of a command that was told to end, and note the time that it took."""
     while process.poll() is None:
         time.sleep(PAUSE)
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     return process.poll()
 
 
 @contextmanager
-def _signals_to(end_all: Callable[[int], None]) -> Iterator[list[int]]:
+def _signals_to(end_all: Callable[[], None]) -> Iterator[list[int]]:
     """Note SIGINT and SIGTERM within the block in the list that is yielded, and pass them on."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
         if number == signal.SIGTERM:  # a terminal sends Ctrl-C to the commands as well
-            end_all(number)
+            end_all()
 
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -141,7 +151,7 @@ def _signals_to(end_all: Callable[[int], None]) -> Iterator[list[int]]:
 # ---- a stage, a step ------------------------------------------------------------------
 
 
-def _steps(stage: Stage, places: Places, progress: str, jobs: int) -> Iterator[Process]:
+def _steps(stage: Stage, places: Places, progress: str, jobs: int) -> Steps:
     """Do the steps of a stage that are not done yet; yield each command's process, to wait for.
 
     Raises UserError if one fails.
@@ -163,7 +173,7 @@ def _steps(stage: Stage, places: Places, progress: str, jobs: int) -> Iterator[P
     })  # fmt: skip
 
 
-def do_step(step: Step, folder: Path, jobs: int = 1) -> Iterator[Process]:
+def do_step(step: Step, folder: Path, jobs: int = 1) -> Steps:
     """Run a step and write its mark. Yields the process of its command, to wait for its end.
 
     Raises UserError if the command failed. A step that is left early counts its time later.
