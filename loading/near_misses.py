@@ -29,7 +29,9 @@ OTHERS = {
 }  # fmt: skip
 IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".exr", ".npy", ".ppm"}
 RGB_ENDINGS = r"\.(?i:png|jpe?g)"  # rgb may be compressed with losses; labels may not
-FOLDERS, ENTRIES, DEPTH = 2000, 5000, 6  # how much of a data folder is looked at
+# How much of a data folder is looked at: of each folder so many entries and so many files, so many
+# entries of all folders, so many folders with files, so many levels.
+ENTRIES, FILES, ALL, FOLDERS, DEPTH = 5000, 500, 200_000, 2000, 6
 
 Layout = Callable[[ImageTask, str, str, str], str]
 # Private-use characters that stand for names in a layout's path: see `layout_table.MARKS`.
@@ -60,18 +62,39 @@ def what_is_there(
 
 
 def _examples(folder: Path) -> Iterator[str]:
-    """Yield a file of each kind in each folder below, relative to `folder`, sorted."""
-    for place, names, files in os.walk(folder, followlinks=True):
-        relative = Path(place).relative_to(folder)
-        names[:] = sorted(n for n in names if n[0] != ".")[:ENTRIES]
-        if len(relative.parts) >= DEPTH:
-            names.clear()
-        visible = sorted(file for file in files if file[0] != ".")[:ENTRIES]
-        images = [file for file in visible if Path(file).suffix.lower() in IMAGES]
+    """Yield a file of each kind in each folder below, relative to `folder`, sorted.
+
+    A large data folder is not read as a whole: that would take as long as listing its views.
+    """
+    left = ALL
+    waiting = [Path()]
+    while waiting and left > 0:
+        relative = waiting.pop()
+        names, files = _some_entries(folder / relative)
+        left -= len(names) + len(files)
+        if len(relative.parts) < DEPTH:
+            waiting += [relative / name for name in sorted(names, reverse=True)]
+        images = [file for file in files if Path(file).suffix.lower() in IMAGES]
         # one of each kind, because files of several domains may lie in one folder
-        kinds = {_kind(file): file for file in reversed(images or visible[:1])}
+        kinds = {_kind(file): file for file in sorted(images or files[:1], reverse=True)}
         for file in sorted(kinds.values()):
             yield (relative / file).as_posix()
+
+
+def _some_entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Return names of folders and, sorted, of files in a folder, without hidden ones."""
+    names: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in islice(entries, ENTRIES):
+                if entry.name[0] != ".":
+                    (names if entry.is_dir() else files).append(entry.name)
+                if len(files) == FILES:
+                    break
+    except OSError:  # a folder that may not be read
+        pass
+    return names, sorted(files)
 
 
 def _kind(file: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from files import make_folder
 from flags import command_line
 from tables import text_table
 from task_configs import TASKS, get_task
@@ -151,6 +152,8 @@ def measure_views(
     faults: bool,
 ) -> None:
     """Make so many views, and measure starts on them. The options are those of `main`."""
+    if folder:
+        make_folder(Path(folder))
     with tempfile.TemporaryDirectory(dir=folder, prefix="views-") as place:
         made = Path(folder if keep and folder else place)
         data = made / f"{len(tasks)}-domains-{views_of_a_building(number)}-a-building"

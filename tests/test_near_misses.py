@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from datasets import TaskDataset
+from loading import near_misses
 from loading.layouts import LAYOUTS, View, find_buildings, find_views, what_lies_there
 from task_configs import TASKS
 
@@ -225,6 +227,28 @@ def test_a_wanted_domain_under_another_name_is_named(run, lay_out):
     status, output, _ = run("multiperceptual_normal", "--k=1", "--random-select",
                             "--steps-per-epoch=1", f"--data-dirs={folder}")  # fmt: skip
     assert status == 0 and "did you mean 'depth_zbuffer' instead of 'depth'?" in output
+
+
+def test_a_large_data_folder_is_not_read_as_a_whole(tmp_path, monkeypatch):
+    for building in range(6):
+        for name in ("rgb", "depth"):
+            folder = tmp_path / f"building{building}_{name}" / name
+            folder.mkdir(parents=True)
+            for view in range(40):
+                (folder / f"point_{view}_view_0_domain_{name}.png").touch()
+    monkeypatch.setattr(near_misses, "FILES", 5)
+    monkeypatch.setattr(near_misses, "ALL", 30)
+    read, scandir = [], os.scandir
+
+    @contextmanager
+    def counted(folder):
+        with scandir(folder) as entries:
+            yield (read.append(entry.name) or entry for entry in entries)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    hint = near_misses.what_is_there(tmp_path, [DEPTH], LAYOUTS)[DEPTH]
+    assert hint.endswith("did you mean 'depth_zbuffer' instead of 'depth'?")
+    assert len(read) <= 30 + 12 + 5
 
 
 # ---- layouts of one's own -----------------------------------------------------------
