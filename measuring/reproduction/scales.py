@@ -102,7 +102,7 @@ METHOD_STEPS = {
 
 def loss_steps(k: int, balanced: bool = True) -> float:
     """Return the cost of a step with k perceptual losses; balanced ones cost a pass back each."""
-    return 1 + (1.5 if balanced else 0.7) * k
+    return 1 + (2.6 if balanced else 1.2) * k
 
 
 def numbers(size: Size) -> dict:
