@@ -162,7 +162,10 @@ for task in 0 1; do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & pids+=($!)
 done
 if [ ! -f signalled ]; then
-    until grep -qs chosen results/slurm_7/*/log.jsonl; do sleep 0.05; done
+    until grep -qs chosen results/slurm_7/*/log.jsonl; do
+        kill -0 "${pids[0]}" || exit 1
+        sleep 0.05
+    done
     touch signalled
     kill -TERM "${pids[@]}"
 fi
@@ -172,13 +175,17 @@ exit ${status:-0}
 
 
 def submit(folder: Path, srun: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Submit the script in a folder, with stand-ins for Slurm's commands."""
+    """Submit the script in a folder, with stand-ins for Slurm's commands.
+
+    Without an environment in the folder, the script takes python3: that of the tests.
+    """
     commands = folder / "commands"
     commands.mkdir(exist_ok=True)
     for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "srun": srun}.items():
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
-    variables = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"}
+    path = commands, Path(sys.executable).parent, os.environ["PATH"]
+    variables = os.environ | {"PATH": ":".join(map(str, path))}
     return subprocess.run(
         [commands / "sbatch", ROOT / "tools/slurm_train.sh", *arguments], cwd=folder, text=True,
         env=variables, capture_output=True, timeout=500,
