@@ -66,7 +66,7 @@ def least_work(rooms: Path, networks: Path, folder: Path) -> dict[str, list[str]
         "scripts.ken_burns": [f"--img-path={image}", f"--output-dir={folder / 'clips'}", models,
                               "--seconds=0.1", "--side=32", quiet],
         "scripts.methods_table": [f"--output-dir={table_of_methods(folder)}"],
-        "scripts.benchmark_views": ["--views=20", "--reads=10", "--num-workers=0",
+        "scripts.benchmark_views": ["--views=20", "--reads=10", "--num-workers=1",
                                     f"--folder={folder}"],
         "scripts.gpu_report": ["--report-only", f"--output-dir={folder / 'gpu'}",
                                f"--report={folder / 'gpu.md'}"],
