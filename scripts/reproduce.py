@@ -103,7 +103,7 @@ def print_plan(
 ) -> None:
     """Print the stages with their expected times, and with all commands if asked."""
     left, total = 0.0, 0.0
-    print(f"plan, in {folder} (estimated times, of one command after the other):")
+    print(f"plan, in {folder} (estimated shares of the whole time, on idle cores):")
     for stage in stages:
         done, minutes = Places(folder).stage_mark(stage.name).is_file(), stage.minutes(size)
         state = "done" if done else f"{minutes:.0f} min" if stage in selected else "–"

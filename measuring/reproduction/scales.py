@@ -14,7 +14,8 @@ class Size:
     random, besides 2 and all; `winrate_ks` those chosen by win rates.
 
     `step_seconds` (a step of a direct loss alone) and `start_seconds` (a command's start, with the
-    loading of its views) are estimates. They only serve the expected times.
+    loading of its views) are estimates, for two cores with a stage on each: half of what a stage
+    takes then. They only serve the expected times.
     """
 
     image_size: int
@@ -59,7 +60,7 @@ _CPU = Size(
     baseline_epochs=40, edge_epochs=12, refit_epochs=10, trained_epochs=8, adapted_epochs=2,
     lr=2e-3, trained_lr=1e-3, fractions=(0.05, 0.2), adapted=(16, 128),
     adapted_shifts=("blur:2", "jpeg:10", "noise:0.1", "darkening:0.2"), shifts=ALL_SHIFTS,
-    shift_views=96, random_ks=(1, 4), winrate_ks=(1, 2), resamples=10_000, step_seconds=0.14,
+    shift_views=96, random_ks=(1, 4), winrate_ks=(1, 2), resamples=10_000, step_seconds=0.11,
     start_seconds=15.0,
 )  # fmt: skip
 SCALES: dict[str, Size] = {
