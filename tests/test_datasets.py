@@ -435,9 +435,11 @@ def test_a_hundred_bad_views_in_a_row_are_no_accident(spoilt, monkeypatch):
 def test_a_killed_worker_is_named_in_one_sentence(rooms):
     views = find_views(SOME, [rooms], find_buildings([rooms]))
     data = TrainTaskDataset(SOME, views, 16)
+    others = {process.pid for process in multiprocessing.active_children()}  # of earlier tests
     batches = iter(Reality("train", data, 2, num_workers=1, endless=True))
     next(batches)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    (worker,) = {process.pid for process in multiprocessing.active_children()} - others
+    os.kill(worker, signal.SIGKILL)
     with pytest.raises(UserError, match="loads the train views was ended") as caught:
         for _ in range(50):
             next(batches)

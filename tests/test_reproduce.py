@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,14 @@ def test_a_folder_is_of_one_scale(run, tmp_path, commands):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"scale": "cpu"}))
     status, said, _ = reproduce(run, tmp_path, "--only=rooms")
     assert status == 2 and "is of scale cpu" in said
+
+
+def test_better_estimates_are_no_other_scale(tmp_path):
+    size = SCALES["tiny"]
+    assert program.claimed(tmp_path, "tiny", size, "output_dir")
+    assert not program.claimed(tmp_path, "tiny", replace(size, step_seconds=9.0), "output_dir")
+    with pytest.raises(UserError, match="another version"):
+        program.claimed(tmp_path, "tiny", replace(size, steps=9), "output_dir")
 
 
 # ---- stages at once -----------------------------------------------------------------

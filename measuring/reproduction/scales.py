@@ -49,6 +49,7 @@ class Size:
     start_seconds: float
 
 
+ESTIMATES = "step_seconds", "start_seconds"
 ALL_SHIFTS = (
     "blur:0.5", "blur:1", "blur:1.5", "blur:2", "blur:4", "jpeg:95", "jpeg:50", "jpeg:20",
     "jpeg:10", "jpeg:5", "noise:0.025", "noise:0.05", "noise:0.1", "noise:0.15", "noise:0.2",
@@ -107,6 +108,6 @@ def loss_steps(k: int, balanced: bool = True) -> float:
 
 
 def numbers(size: Size) -> dict:
-    """Return the scale as plain values, for plan.json."""
+    """Return the scale as plain values, for plan.json, without those that are only estimates."""
     return {name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(size).items()}  # fmt: skip
+            for name, value in asdict(size).items() if name not in ESTIMATES}  # fmt: skip
