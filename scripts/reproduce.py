@@ -55,7 +55,7 @@ def main(
         keep: a folder for small copies of what is done, from which the same command goes on, or
             writes the report, on another machine (docs/evaluation.md).
         jobs: stages to do at once, each with its share of the cores (default: one for each core,
-            at most 4; 1 with a graphics card).
+            at most 4, and with a graphics card for each 16 GiB of its memory).
         dry: print the plan and its commands, and stop.
     """
     size = SCALES[check_one_of("scale", scale, tuple(SCALES))]

@@ -102,7 +102,7 @@ def test_every_command_is_one_of_the_programs_with_its_flags(scale, tmp_path):
     size = SCALES[scale]
     stages = plan(size, tmp_path, size.seeds, program.is_trainable)
     total = sum(stage.minutes(size) for stage in stages)
-    assert total < {"tiny": 15, "quick": 15, "cpu": 480, "gpu": 480}[scale]
+    assert total < {"tiny": 15, "quick": 15, "cpu": 480, "gpu": 60}[scale]
 
 
 @pytest.mark.parametrize("scale", SCALES)

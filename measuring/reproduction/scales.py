@@ -13,9 +13,11 @@ class Size:
     measured on `shift_views` test views. `random_ks` are numbers of perceptual losses chosen at
     random, besides 2 and all; `winrate_ks` those chosen by win rates.
 
-    `step_seconds` (a step of a direct loss alone) and `start_seconds` (a command's start, with the
-    loading of its views) are estimates, for two cores with a stage on each: half of what a stage
-    takes then. They only serve the expected times.
+    `step_seconds` (a step of a direct loss alone), `start_seconds` (a command's start, with the
+    loading of its views) and `render_rate` (views of 128 pixels a second) only serve the expected
+    times. They were measured on two cores with a stage on each: half of what a stage takes then.
+    Those of the gpu scale are guesses, for an H100-class card with 16 cores and four stages at
+    once: a step has 1.4 TFLOP, and at 25 ms would be done at 56 TFLOP/s.
     """
 
     image_size: int
@@ -47,9 +49,11 @@ class Size:
     resamples: int
     step_seconds: float
     start_seconds: float
+    render_rate: float = 12.0
+    precision: str = "fp32"  # of trainings
 
 
-ESTIMATES = "step_seconds", "start_seconds"
+ESTIMATES = "step_seconds", "start_seconds", "render_rate"
 ALL_SHIFTS = (
     "blur:0.5", "blur:1", "blur:1.5", "blur:2", "blur:4", "jpeg:95", "jpeg:50", "jpeg:20",
     "jpeg:10", "jpeg:5", "noise:0.025", "noise:0.05", "noise:0.1", "noise:0.15", "noise:0.2",
@@ -82,8 +86,9 @@ SCALES: dict[str, Size] = {
     ),
     "cpu": _CPU,
     "gpu": replace(
-        _CPU, image_size=256, width=16, pixels=256, batch_size=32, step_seconds=0.05,
-        baseline_epochs=40, trained_epochs=8, edge_epochs=6, refit_epochs=4,
+        _CPU, image_size=256, width=16, pixels=256, precision="bf16", baseline_epochs=20,
+        trained_epochs=4, edge_epochs=4, refit_epochs=3, adapted_epochs=1, test=16, shift_views=32,
+        step_seconds=0.025, start_seconds=3.5, render_rate=100.0,
     ),
 }  # fmt: skip
 

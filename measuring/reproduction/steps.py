@@ -92,7 +92,7 @@ class Stage:
 
     def minutes(self, size: Size) -> float:
         """The expected minutes on the hardware that the scale is for: an estimate."""
-        rate = 12 * (128 / size.pixels) ** 2  # views a second
+        rate = size.render_rate * (128 / size.pixels) ** 2  # views a second
         seconds = sum(
             s.work * size.step_seconds + s.views / rate + s.programs * size.start_seconds
             for s in self.steps if s.program != "copy"
@@ -219,7 +219,7 @@ def train(size: Size, places: Places, key: str, name: str, epochs: int, **flags:
         **training_data(places), "models_dir": places.models, **network_scale(size),
         "batch_size": size.batch_size, "steps_per_epoch": size.steps, "max_epochs": epochs,
         "seed": 0, "results_dir": places.folder / "runs" / key, "visdom_server": "none",
-        "quiet": True, **flags,
+        "quiet": True, "precision": size.precision, **flags,
     }  # fmt: skip
     work = epochs * size.steps * _step_cost(name, flags)
     adapts = every["split"] == places.split("adapt")

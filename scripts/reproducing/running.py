@@ -254,8 +254,12 @@ def start(command: Sequence[str], log_file: Path, jobs: int) -> Process:
 
 
 def default_jobs() -> int:
-    """One for each core up to four, or one that has the graphics card for itself."""
-    return 1 if torch.cuda.is_available() else min(4, _cores())
+    """One for each core, at most four; with graphics cards, for each 16 GiB of the first one's."""
+    jobs = min(4, _cores())
+    if torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        jobs = min(jobs, max(1, int(gib / 16)))
+    return jobs
 
 
 def _cores() -> int:
