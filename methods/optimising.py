@@ -1,6 +1,7 @@
 """What the steps of several methods share: optimisers with their schedules, fresh networks."""
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -56,7 +57,10 @@ class Optimised:
 
     def decay(self) -> None:
         """Lower the learning rate by a step of the schedule."""
-        self._decay.step()
+        with warnings.catch_warnings():
+            # Networks of `global` that are on no path so far have not been updated yet.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self._decay.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and the schedule's."""

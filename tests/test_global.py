@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from datasets import Batch
 from graph import TaskGraph
+from methods.optimising import Optimised
 from methods.paths import beginning_with, mean_violations, paths_of_length, violation_of_edges
 from methods.rounds import Schedule, choose
 from models import read_weights
@@ -107,6 +109,14 @@ def test_the_schedule_divides_the_steps_among_the_lengths():
     shorter = Schedule(steps=4, direct_steps=0, round_steps=3, longest=2)
     assert [shorter.length(step) for step in range(4)] == [2] * 4
     assert [s for s in range(4) if shorter.begins_round(s)] == [0, 3]
+
+
+def test_the_rate_falls_without_a_warning_for_networks_not_updated_yet():
+    optimised = Optimised([nn.Parameter(torch.ones(1))], lr=1.0, steps=2, betas=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimised.decay()
+    assert optimised.optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
 # ---- the command line ---------------------------------------------------------------
