@@ -24,7 +24,7 @@ from measuring.closing_table import DIRECT
 from measuring.reproduction.evaluation_stages import compared_networks
 from measuring.reproduction.plan import chosen, plan
 from measuring.reproduction.report import write_page
-from measuring.reproduction.results import mean_change, whole_time
+from measuring.reproduction.results import above_the_frozen_networks, mean_change, whole_time
 from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import (
     DOMAINS,
@@ -453,10 +453,51 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     assert "python -m train --results-dir=runs/a" in text
     assert "on test rooms: direct error lower (-10.0 % [-10.0, -10.0])" in text
     assert "| noise_0.1 | 2 | " in text  # adaptation to degraded images
-    for name in ("degraded", "auc"):
+    for name in ("changes", "degraded", "auc"):
         assert f"results/{name}.png" in text
         with Image.open(page.parent / "results" / f"{name}.png") as picture:
             assert picture.width > 300
+
+
+def test_the_report_begins_with_the_claims(tmp_path):
+    """Each has what was measured, and the answer of its interval, also where that is no."""
+    folder, page = tmp_path / "work", tmp_path / "results.md"
+    stages = stored(folder)
+    places = Places(folder)
+    rise = {"baseline": 1.0, "without 0": 1.0, "consistency 0": 1.1}
+    store(places, "other_camera_normal", rise)
+    write_page(page, folder, "tiny", 2, stages)
+    claims = section(page.read_text(encoding="utf-8"), "The claims")
+    found = {line.split(" | ")[0].strip("| "): line for line in claims.splitlines()}
+    both = "equal steps: -10.0 % [-10.0, -10.0]; equal time: -10.0 % [-10.0, -10.0] | yes |"
+    assert found["consistency lowers the direct error: normal"].endswith(both)
+    assert found["consistency lowers the perceptual errors against truth: normal"].endswith(both)
+    wider = found["it generalises better to other camera: normal"]
+    assert "direct: +10.0 %" in wider and wider.endswith("| no, it is higher |")
+    assert found["it helps with 50 % of the training views: normal"].endswith("| yes |")
+    r = found["the energy rises with the error (the paper: r = 0.67)"]
+    assert "r = 0.600 [0.50, 0.70]" in r and r.endswith("| yes |")
+    blur = next(line for name, line in found.items() if "images apart: blur" in name)
+    assert "0.60 0.70, from the mildest level on" in blur and "rises with every level" in blur
+    shutil.rmtree(folder / "measured")
+    write_page(page, folder, "tiny", 2, stages)
+    empty = section(page.read_text(encoding="utf-8"), "The claims")
+    assert "changes.png" not in empty and "yes" not in empty
+    assert "| not measured | not measured |" in empty
+
+
+def test_the_frozen_networks_own_errors_are_left_out():
+    """Of 3 × 1 and 5 × 1 above what the truth mapped has, half and a tenth are left."""
+    buildings, one = list("xxyyzzww"), np.ones(8)
+    own = {"percep_a × 100, truth mapped": 7 * one, "percep_b × 100, truth mapped": 5 * one}
+    first = {"percep_a × 100, true": 10 * one, "percep_b × 100, true": 10 * one, **own}
+    second = {"percep_a × 100, true": 8.5 * one, "percep_b × 100, true": 5.5 * one, **own}
+    change = above_the_frozen_networks([first, first], [second, second], buildings, 100)
+    assert change.percent == pytest.approx(100 * (1.5 + 0.5) / (3 + 5) - 100)
+    assert change.percent_high < 0
+    assert np.isnan(above_the_frozen_networks([own], [own], buildings, 100).percent)
+    exact = {"percep_a × 100, true": 7 * one, **own}
+    assert np.isnan(above_the_frozen_networks([exact], [exact], buildings, 100).percent)
 
 
 def section(text: str, title: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from files import make_folder, read_json, write_atomically
 from flags import as_arguments
+from measuring.reproduction.report_claims import claims_part
 from measuring.reproduction.report_energy import energy_part
 from measuring.reproduction.report_errors import (
     adaptation_part,
@@ -32,6 +33,7 @@ def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequenc
     figures = make_folder(page.parent / "results")
     parts = [
         _head(places, scale, size, seeds, stages),
+        claims_part(places, size, figures),
         *(target_part(places, size, target) for target in size.targets),
         fractions_part(places, size),
         shifts_part(places, size, figures),
@@ -89,6 +91,7 @@ def _commands(places: Places, stages: Sequence[Stage]) -> str:
                      mark["finished"]])  # fmt: skip
         blocks += mark["commands"]
     table = markdown_table(["stage", "commands", "time", "finished"], rows)
-    listed = "```\n" + "\n".join(blocks) + "\n```" if blocks else ""
-    return (f"## Stages and commands\n\n{table}\n\nThe commands, in order, with paths relative to "
-            f"the folder of the results:\n\n{listed}")  # fmt: skip
+    listed = "```\n" + "\n".join(blocks) + "\n```"
+    folded = ("<details><summary>The commands, in order, with paths relative to the folder of the "
+              f"results</summary>\n\n{listed}\n\n</details>")  # fmt: skip
+    return f"## Stages and commands\n\n{table}\n\n{folded if blocks else ''}"

@@ -19,20 +19,19 @@ def energy_part(places: Places, figures: Path) -> str:
     title = "## Energy"
     rows, shifts = [], {}
     for name in energy_networks(places):
-        found = [_statistics(places, key) for key in (f"energy_val_{name}", f"energy_{name}")]
-        if any(found):
-            cells = [_correlation(statistics, "pearson") for statistics in found]
-            cells += [_correlation(found[1], "spearman"), _per_building(places, name)]
+        keys = f"energy_val_{name}", f"energy_{name}"
+        if any(_statistics(places, key) for key in keys):
+            cells = [correlation(places, key, "pearson") for key in keys]
+            cells += [correlation(places, keys[1], "spearman"), _per_building(places, name)]
             rows.append([name, *cells])
-        file = places.results(f"shift_{name}") / "shift.csv"
-        if file.is_file():
-            shifts[name] = _read_shifts(file)
+        if found := areas(places, name):
+            shifts[name] = found
     if not rows:
         return f"{title}\n\n{NOT_MEASURED}"
     head = ["networks domain → normal, trained on", "validation: r", "test: r", "test: ρ",
             "test: r of each building, median (range)"]  # fmt: skip
     parts = [title, markdown_table(head, rows)]
-    best = _chosen_on_validation(places)
+    best = chosen_on_validation(places)
     if best:
         parts.append(f"By validation, the networks trained on {best} are chosen.")
     if shifts:
@@ -51,7 +50,9 @@ def _statistics(places: Places, key: str) -> dict | None:
     return read_json(file) if file.is_file() else None
 
 
-def _correlation(statistics: Mapping | None, name: str) -> str:
+def correlation(places: Places, key: str, name: str) -> str:
+    """Return pearson or spearman of an evaluation of the energy, with its interval, as text."""
+    statistics = _statistics(places, key)
     if statistics is None or statistics[name]["value"] is None:
         return NOT_MEASURED
     found = statistics[name]
@@ -60,7 +61,7 @@ def _correlation(statistics: Mapping | None, name: str) -> str:
     return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def _chosen_on_validation(places: Places) -> str | None:
+def chosen_on_validation(places: Places) -> str | None:
     """Return which networks have the larger r on validation views; None if that is not known."""
     found = {}
     for name in energy_networks(places):
@@ -87,8 +88,14 @@ def _per_building(places: Places, name: str) -> str:
     return f"{np.median(finite):.2f} ({min(finite):.2f} … {max(finite):.2f}), n = {len(finite)}"
 
 
-def _read_shifts(file: Path) -> dict[tuple[str, float], float]:
-    """Return the ROC-AUC of each level, {(kind, level): area}, without clean."""
+def areas(places: Places, name: str) -> dict[tuple[str, float], float]:
+    """Return the ROC-AUC of each level of degradation, {(kind, level): area}; {} if not measured.
+
+    The levels of each kind are in their order of strength.
+    """
+    file = places.results(f"shift_{name}") / "shift.csv"
+    if not file.is_file():
+        return {}
     values = read_csv(file, ["level", "auc"])
     with open(file, newline="", encoding="utf-8") as opened:
         kinds = [row["shift"] for row in csv.DictReader(opened)]

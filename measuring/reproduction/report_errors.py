@@ -9,6 +9,7 @@ from measuring.closing_table import DIRECT
 from measuring.plots import BLUE, OTHERS, RED, save_figure
 from measuring.reproduction.results import (
     NOT_MEASURED,
+    above_the_frozen_networks,
     answer,
     by_method,
     change_text,
@@ -49,9 +50,11 @@ def target_part(places: Places, size: Size, target: str) -> str:
             changes += _changes(place, by_method(found[0]), found[1], size)
     if changes:
         head = ["views", "consistency against", "direct", "perceptual, predicted",
-                "perceptual, true"]  # fmt: skip
+                "perceptual, true", "perceptual, true, above the truth mapped"]  # fmt: skip
         parts += ["Change of the errors, in per cent; perceptual errors are averaged over the "
-                  "domains:", markdown_table(head, changes)]  # fmt: skip
+                  "domains. The truth mapped by a frozen network has that network's own error, "
+                  "which no prediction can avoid; the last column is without it:",
+                  markdown_table(head, changes)]  # fmt: skip
     if pair[0] and pair[1]:
         told = answer(pair[0], pair[1], buildings, size.resamples)
         parts.append(f"Consistency against equal steps without it, on test rooms: {told}.")
@@ -73,11 +76,12 @@ def _changes(
         if other not in groups or "consistency" not in groups:
             continue
         cells = []
-        for names in ([DIRECT], *(perceptual_rows(list(groups[other][0]), end)
+        pair = groups[other], groups["consistency"]
+        for names in ([DIRECT], *(perceptual_rows(groups[other][0], end)
                                   for end in ("predicted", "true"))):  # fmt: skip
-            cells.append(change_text(mean_change(
-                groups[other], groups["consistency"], names, buildings, size.resamples,
-            )) if names else NOT_MEASURED)  # fmt: skip
+            cells.append(change_text(mean_change(*pair, names, buildings, size.resamples))
+                         if names else NOT_MEASURED)  # fmt: skip
+        cells.append(change_text(above_the_frozen_networks(*pair, buildings, size.resamples)))
         rows.append([place, other, *cells])
     return rows
 
@@ -86,26 +90,33 @@ def shifts_part(places: Places, size: Size, figures: Path) -> str:
     """The direct and the perceptual error over the levels of each degradation: a figure."""
     target = size.targets[0]
     levels: dict[str, dict[float, dict[str, tuple[float, float]]]] = {}
+    rows: list[list[str]] = []
     for shift in size.shifts:
         read = read_images(places, f"{shift_name(shift)}_{target}")
+        if not read:
+            continue
         kind, _, level = shift.partition(":")
-        if read:
-            levels.setdefault(kind, {})[float(level)] = {
-                method: (mean_of(runs, [DIRECT]), mean_of(runs, perceptual_rows(list(runs[0]))))
-                for method, runs in by_method(read[0]).items()
-            }
+        groups = by_method(read[0])
+        found = {
+            method: (mean_of(runs, [DIRECT]), mean_of(runs, perceptual_rows(runs[0])))
+            for method, runs in groups.items()
+        }
+        levels.setdefault(kind, {})[float(level)] = found
+        rows.append([kind, level, *(f"{direct:.2f} / {other:.2f}" for direct, other
+                                    in found.values())])  # fmt: skip
+        for names in ([DIRECT], perceptual_rows(groups["without"][0])):
+            rows[-1].append(change_text(mean_change(groups["without"], groups["consistency"],
+                                                    names, read[1], size.resamples)))  # fmt: skip
     title = f"## Degraded images: {target}"
     if not levels:
         return f"{title}\n\n{NOT_MEASURED}"
     plot_levels(figures / "degraded", levels)
-    rows = [
-        [kind, f"{level:g}", *(f"{direct:.2f} / {other:.2f}" for direct, other in found.values())]
-        for kind, at in levels.items() for level, found in at.items()
-    ]  # fmt: skip
     methods = list(next(iter(next(iter(levels.values())).values())))
-    table = markdown_table(["degradation", "level", *methods], rows)
+    table = markdown_table(["degradation", "level", *methods, "change, direct",
+                            "change, perceptual, true"], rows)  # fmt: skip
     return (
-        f"{title}\n\nDirect error / mean perceptual error against the domains' labels, L1 × 100:"
+        f"{title}\n\nDirect error / mean perceptual error against the domains' labels, L1 × 100, "
+        f"and the changes of consistency against equal steps without it:"
         f"\n\n{table}\n\n![direct and perceptual errors over the levels](results/degraded.png)"
     )
 
@@ -142,7 +153,7 @@ def fractions_part(places: Places, size: Size) -> str:
         if read is None:
             continue
         groups = by_method(read[0])
-        names = perceptual_rows(list(groups["without"][0]))
+        names = perceptual_rows(groups["without"][0])
         one, two = groups["without"], groups["consistency"]
         direct = (f"{mean_of(runs, [DIRECT]):.3f}" for runs in (one, two))
         rows.append([f"{100 * share:g} %", *direct,
@@ -164,7 +175,7 @@ def adaptation_part(places: Places, size: Size) -> str:
         errors, buildings = read
         for count in (0, *size.adapted):
             one, two = errors[f"without {count}"], errors[f"consistency {count}"]
-            parts = [[DIRECT], perceptual_rows(list(one))]
+            parts = [[DIRECT], perceptual_rows(one)]
             direct = (f"{mean_of([run], [DIRECT]):.3f}" for run in (one, two))
             rows.append([kind, str(count), *direct,
                          *(change_text(mean_change([one], [two], part, buildings, size.resamples))

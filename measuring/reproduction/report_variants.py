@@ -98,8 +98,8 @@ def _kinds(rows: Mapping[str, object]) -> dict[str, list[str]]:
     """The columns of a table, {name: rows of errors}."""
     return {
         "direct": [DIRECT], "angle (°)": [ANGLE] if ANGLE in rows else [],
-        "perceptual, predicted": perceptual_rows(list(rows), "predicted"),
-        "perceptual, true": perceptual_rows(list(rows)),
+        "perceptual, predicted": perceptual_rows(rows, "predicted"),
+        "perceptual, true": perceptual_rows(rows),
     }  # fmt: skip
 
 

@@ -11,7 +11,9 @@ from measuring.statistics import Difference, Values, paired_difference
 from utils import UserError
 
 NOT_MEASURED = "not measured"
-Images = dict[str, dict[str, Values]]  # {network: {error: (N,)}}
+Errors = Mapping[str, Values]  # {error: (N,)}, of one network
+Images = dict[str, dict[str, Values]]  # {network: its errors}
+Runs = Sequence[Errors]  # of the networks of one method, one for each seed
 
 
 def read_images(places: Places, key: str) -> tuple[Images, list[str]] | None:
@@ -47,24 +49,24 @@ def by_method(errors: Images) -> dict[str, list[dict[str, Values]]]:
     return groups
 
 
-def over_seeds(runs: Sequence[Mapping[str, Values]], row: str) -> Values:
+def over_seeds(runs: Runs, row: str) -> Values:
     """Return each image's mean over the seeds of an error: (N,)."""
     return np.mean([run[row] for run in runs], axis=0)
 
 
-def mean_of(runs: Sequence[Mapping[str, Values]], rows: Sequence[str]) -> float:
+def mean_of(runs: Runs, rows: Sequence[str]) -> float:
     """Return the mean of errors over rows, seeds and images; NaN without rows."""
     return float(np.mean([np.nanmean(run[row]) for run in runs for row in rows])) if rows else (
         float("nan"))  # fmt: skip
 
 
-def perceptual_rows(rows: Sequence[str], end: str = "true") -> list[str]:
+def perceptual_rows(rows: Iterable[str], end: str = "true") -> list[str]:
     """Return the names of the perceptual errors against truth, or those of another end."""
     return [row for row in rows if row.startswith("percep_") and row.endswith(end)]
 
 
 def mean_change(
-    first: Sequence[Mapping[str, Values]], second: Sequence[Mapping[str, Values]],
+    first: Runs, second: Runs,
     rows: Sequence[str], buildings: Sequence[str], resamples: int,
 ) -> Difference:  # fmt: skip
     """Return the change of the mean of several errors, each in units of its mean of `first`."""
@@ -77,8 +79,33 @@ def mean_change(
     return paired_difference(one, two, buildings, resamples)
 
 
+def above_the_frozen_networks(
+    first: Runs, second: Runs, buildings: Sequence[str], resamples: int
+) -> Difference:
+    """Return the change of what the perceptual errors against truth exceed the frozen networks' by.
+
+    A frozen network is not exact, so even the true target, mapped by it, has an error, which no
+    training of rgb → target can change. It is subtracted here. The domains are averaged in units
+    of their mean errors of `first`. NaN without such rows, or if `first` does not exceed them.
+    """
+    rows = {row: row.removesuffix("true") + "truth mapped" for row in perceptual_rows(first[0])}
+    bases = {row: np.nanmean(over_seeds(first, row)) for row in rows if rows[row] in first[0]}
+    bases = {row: base for row, base in bases.items() if base > 0}
+    if bases:
+        one, two = (
+            np.mean([(over_seeds(runs, row) - over_seeds(runs, rows[row])) / base
+                     for row, base in bases.items()], axis=0)
+            for runs in (first, second)
+        )  # fmt: skip
+        if np.nanmean(one) > 0:
+            return paired_difference(one, two, buildings, resamples)
+    return Difference(*[float("nan")] * len(Difference._fields))
+
+
 def finding(change: Difference) -> str:
     """Say whether an error is lower or higher, as far as its interval tells."""
+    if not np.isfinite(change.percent):
+        return "not defined"
     if not np.isfinite(change.percent_low):
         return "without an interval"
     if change.percent_high < 0:
@@ -95,12 +122,12 @@ def change_text(change: Difference) -> str:
 
 
 def answer(
-    first: Sequence[Mapping[str, Values]], second: Sequence[Mapping[str, Values]],
+    first: Runs, second: Runs,
     buildings: Sequence[str], resamples: int,
 ) -> str:  # fmt: skip
     """Say whether `second` has lower errors than `first`, the direct and the perceptual ones."""
     kinds = {"direct error": [DIRECT],
-             "perceptual errors against truth": perceptual_rows(list(first[0]))}  # fmt: skip
+             "perceptual errors against truth": perceptual_rows(first[0])}  # fmt: skip
     told = []
     for text, rows in kinds.items():
         change = mean_change(first, second, rows, buildings, resamples)
