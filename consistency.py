@@ -52,7 +52,8 @@ from models import load_network
 from sources import Sources, settle, sources_in
 from task_configs import TASKS
 from training.data import held_out_views, reads_of
-from training.options import DataOptions, Objective
+from training.objective import Objective
+from training.options import DataOptions
 from transfers import Edge, Scale, get_transfer
 from utils import UserError, check_positive, nearest, read_job
 

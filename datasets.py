@@ -3,20 +3,12 @@
 `loading.layouts` finds the views of a data folder.
 """
 
-import errno
-import os
 import random
-import re
-import signal
-import sys
-import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from itertools import islice
-from multiprocessing import queues
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +22,19 @@ from loading.layouts import View
 from loading.packs import PACKED, Pack, find_pack
 from loading.shards import SHARDED, Content, Shards, file_of, find_shards, key_of
 from loading.view_sequence import Views
+from loading.workers import (
+    TOO_MANY_FILES,
+    discard,
+    prepare_worker,
+    quiet_about_workers,
+    too_many_files,
+    why_loading_failed,
+)
 from photometric import changed
 from task_configs import READ_ERRORS, ColourJitter, ImageTask, open_file
-from utils import UserError, log, reason_of
+from utils import UserError, reason_of
 
 CROP_SHARE = (358 / 512, 1.0)  # range of crop side / image side; published: 358 … 512 of 512
-TOO_MANY_FILES = "too many open files: raise the limit (ulimit -n), or use fewer `num_workers`"
 JITTER = 0.4, 0.4, 0.4, 0.1  # strength for brightness, contrast, saturation, hue
 
 
@@ -152,7 +151,7 @@ class TaskDataset(Dataset):
                     values = task.encode(files[path], self.image_size, crop, jitter)
                     tensors[task] = values if self.encoded else task.decode(values)
                 except READ_ERRORS as error:
-                    if _too_many_files(error):  # not the file's fault
+                    if too_many_files(error):  # not the file's fault
                         raise UserError(TOO_MANY_FILES) from None
                     reasons[path] = reason_of_file(error, path)
         most_common = Counter(sizes.values()).most_common(1)
@@ -449,11 +448,11 @@ class Reality:
     def _fetched(self) -> Iterator[tuple[list[Tensor] | None, list[int], list, int]]:
         """Iterate over the loader. Its errors are shortened to one sentence."""
         try:
-            iterator = _quiet_about_workers(lambda: iter(self.loader))
+            iterator = quiet_about_workers(lambda: iter(self.loader))
         except (OSError, RuntimeError) as error:
             if not self.loader.num_workers:
                 raise
-            _discard(error)
+            discard(error)
             raise UserError(
                 f"cannot start the processes that load the {self.name} views: {reason_of(error)} "
                 f"(fewer `num_workers` need less)"
@@ -464,89 +463,7 @@ class Reality:
             except Exception as error:
                 if not self.loader.num_workers:
                     raise
-                raise UserError(self._why_loading_failed(error)) from error
+                raise UserError(why_loading_failed(self.name, error)) from error
             if fetched is None:
                 return
             yield fetched
-
-    def _why_loading_failed(self, error: Exception) -> str:
-        """Return one sentence for an error of a loading process, or of one that ended."""
-        text = str(error).strip()
-        if text.startswith("Caught "):  # the worker's own error, with its traceback
-            sentence = text.splitlines()[-1].strip()
-            if isinstance(error, UserError):
-                return sentence.removeprefix("utils.UserError: ")
-            if "/torch_" in text or "shared memory" in text:
-                return (
-                    f"a process that loads the {self.name} views has too little shared memory "
-                    f"(/dev/shm; in Docker `shm-size` sets it; fewer `num_workers` need less): "
-                    f"{sentence}"
-                )
-            return (
-                f"a process that loads the {self.name} views failed: {sentence}{_place_of(text)} "
-                f"(`num_workers` 0 shows the whole traceback)"
-            )
-        reason = text.partition("\n")[0] or type(error).__name__
-        if _too_many_files(error) or "Too many open files" in text or "ancdata" in text:
-            return TOO_MANY_FILES
-        if "shared memory" in reason or "Bus error" in reason:
-            return (
-                f"a process that loads the {self.name} views has too little shared memory "
-                f"(/dev/shm; in Docker `shm-size` sets it; fewer `num_workers` need less)"
-            )
-        return (
-            f"a process that loads the {self.name} views was ended from outside, often for "
-            f"lack of memory (fewer `num_workers` need less): {reason}"
-        )
-
-
-def prepare_worker(number: int) -> None:
-    """End this loading process if it cannot send a batch.
-
-    Python would print the error and go on, and the main process would wait for the batch for
-    ever.
-    """
-    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
-
-
-def _end_worker(error: Exception, batch: object) -> None:
-    log.error("a loading process cannot send a batch: %s", reason_of(error))
-    os._exit(1)
-
-
-def _too_many_files(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
-
-
-def _discard(error: Exception) -> None:
-    """Release what the frames of `error` hold: a DataLoader's iterator that is half made.
-
-    Its finaliser fails on the missing half, which would be printed.
-    """
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None
-    try:
-        traceback.clear_frames(error.__traceback__)
-    finally:
-        sys.unraisablehook = hook
-
-
-def _place_of(text: str) -> str:
-    """Return the file and line of the last call in a traceback, in brackets."""
-    calls = re.findall(r'File "([^"]+)", line (\d+)', text)
-    return f" ({calls[-1][0]}, line {calls[-1][1]})" if calls else ""
-
-
-def _quiet_about_workers(start: Callable[[], Iterator]) -> Iterator:
-    """Call `start`, which creates a DataLoader's iterator, without installing its SIGCHLD handler.
-
-    When a worker dies, the handler would raise an error anywhere in the main process, perhaps
-    in the middle of a step. Without it, the loader notices at the next fetch, within seconds.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return start()
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        return start()
-    finally:
-        signal.signal(signal.SIGCHLD, handler)

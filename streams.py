@@ -12,10 +12,11 @@ from itertools import islice
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datasets import Reality, TaskDataset, TrainTaskDataset, collate, prepare_worker
+from datasets import Reality, TaskDataset, TrainTaskDataset, collate
 from loading.bad_files import BadView, first_good
 from loading.shards import SHARDED, Content, Name, Shards
 from loading.view_sequence import Views
+from loading.workers import prepare_worker
 from utils import UserError, log
 
 BUFFER = 1000  # views of which the order is mixed

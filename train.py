@@ -32,6 +32,7 @@ from methods.interface import Beginning, MethodOptions, Reporting, Setup, Traini
 from models import unwrapped
 from sources import Sources, settle
 from training.announcement import announcement
+from training.checks import check_options
 from training.data import (
     Part,
     default_steps,
@@ -45,19 +46,14 @@ from training.inputs import inputs_of
 from training.installing import install, installed_file
 from training.loop import NotFinite, Plan, Trainer, usual_step
 from training.networks import build_graph, prepare_another
+from training.objective import Defaults, Objective, checked_k, defaults_for, objective_of
 from training.options import (
     ComputeOptions,
     DataOptions,
-    Defaults,
     LossOptions,
     NetworkOptions,
-    Objective,
     Options,
     RunOptions,
-    check_options,
-    checked_k,
-    defaults_for,
-    objective_of,
 )
 from training.output import RunOutput
 from training.run_folder import (

@@ -44,7 +44,8 @@ from pathlib import Path
 from datasets import EndlessSampler, TaskDataset
 from training.data import find_parts, reads_of
 from training.inputs import views_digest
-from training.options import DataOptions, Options, objective_of
+from training.objective import objective_of
+from training.options import DataOptions, Options
 
 clocks = time.perf_counter, time.process_time
 folder, workers, reads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

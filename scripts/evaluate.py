@@ -39,7 +39,7 @@ from precision import check_precision
 from sources import VARIANTS, Sources, checkpoint_names, find_variant, settle_measuring
 from tables import markdown_table, text_table, write_csv
 from task_configs import TASKS, get_task
-from training.options import restricted
+from training.objective import restricted
 from transfers import Edge, get_transfer
 from utils import (
     UserError,

@@ -18,7 +18,7 @@ from measuring.reproduction.report import write_page
 from measuring.reproduction.scales import SCALES, Size, numbers
 from measuring.reproduction.steps import Places, Stage, splits
 from scripts.reproducing.running import command_of, default_jobs, do_stages
-from training.options import find_config
+from training.objective import find_config
 from utils import ROOT, UserError, check_one_of, check_positive, duration, read_job
 
 REPORT = "report"

@@ -22,7 +22,9 @@ from measuring.consistency_energy import read_reference, read_statistics
 from packing import make_pack
 from rooms.writing import VERSION, check_settings
 from task_configs import TASKS
-from training.options import Options, check_options, objective_of
+from training.checks import check_options
+from training.objective import objective_of
+from training.options import Options
 from training.run_folder import begun, find_folder, record_installed, recorded_options
 from training.states import load_state, save_state
 from utils import ROOT, UserError, read_job

@@ -28,7 +28,8 @@ from scripts.train_edges import _needed
 from sources import Sources
 from training.curves import figure_of, read_curves
 from training.installing import installed_file
-from training.options import Options, objective_of
+from training.objective import objective_of
+from training.options import Options
 from transfers import TRANSFERS, Scale, transfer_by_name
 from utils import ROOT, UserError
 

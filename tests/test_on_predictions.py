@@ -13,7 +13,8 @@ from measuring.closing_table import measure
 from measuring.consistency_energy import network_digests, network_for_energy
 from models import load_network, read_record, read_weights, save_network
 from sources import REFITS, sources_in
-from training.options import NetworkOptions, Options, objective_of
+from training.objective import objective_of
+from training.options import NetworkOptions, Options
 from transfers import TRANSFERS, Scale
 from utils import UserError
 

@@ -18,7 +18,8 @@ from loading.splits import read_split
 from models import read_record
 from task_configs import TASKS
 from training.data import Part, default_steps, make_realities, reads_of
-from training.options import DataOptions, LossOptions, Options, objective_of
+from training.objective import objective_of
+from training.options import DataOptions, LossOptions, Options
 from utils import ROOT
 
 NORMAL = energy_configs["multiperceptual_normal"]

@@ -9,7 +9,8 @@ from methods.interface import Method
 from sources import Sources
 from training.data import Part, reads_of
 from training.loop import Plan
-from training.options import Objective, Options
+from training.objective import Objective
+from training.options import Options
 
 WIDTH = 10
 

@@ -18,7 +18,8 @@ from loading.view_sequence import Views
 from sources import Sources
 from streams import ShardReality, is_sharded
 from task_configs import OWN_TASKS, TASKS, ImageTask, get_task
-from training.options import DataOptions, Objective
+from training.objective import Objective
+from training.options import DataOptions
 from utils import UserError, evenly_spaced, log
 
 HELD_OUT = 256  # at most so many views in val and in test, evenly spaced

@@ -5,7 +5,7 @@ from pathlib import Path
 from files import check_writable
 from models import read_weights, save_network
 from sources import Sources, checkpoint_names, has_variants
-from training.options import Objective
+from training.objective import Objective
 from utils import UserError
 
 

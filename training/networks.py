@@ -13,7 +13,8 @@ from models import load_network
 from modules.unet import recompute_activations
 from other_networks import initial_weights
 from sources import Sources, own_models
-from training.options import ComputeOptions, Objective, Options
+from training.objective import Objective
+from training.options import ComputeOptions, Options
 from transfers import Edge, Transfer, any_transfer
 from utils import UserError, log, read_job
 

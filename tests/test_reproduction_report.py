@@ -1,0 +1,181 @@
+"""The report of scripts.reproduce: tables, answers and figures from the result files alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from measuring.closing_table import DIRECT
+from measuring.reproduction.evaluation_stages import compared_networks
+from measuring.reproduction.plan import plan
+from measuring.reproduction.report import write_page
+from measuring.reproduction.results import above_the_frozen_networks, mean_change
+from measuring.reproduction.scales import SCALES
+from measuring.reproduction.steps import OTHER_SETS, Places, Stage
+from measuring.reproduction.training_stages import ALL, FIXED
+from methods.table import METHODS
+from tables import write_csv
+
+TINY = SCALES["tiny"]
+
+
+# ---- the report ---------------------------------------------------------------------
+
+
+def store(places: Places, key: str, networks: dict[str, float], views: int = 12) -> None:
+    """Write images.csv: each network's errors are the same numbers times its factor."""
+    rng = np.random.default_rng(0)
+    base = {DIRECT: 5 + rng.random(views), "percep_curv × 100, predicted": 1 + rng.random(views),
+            "percep_curv × 100, true": 2 + rng.random(views)}  # fmt: skip
+    columns: dict[str, list] = {"network": [], "building": [], "view": []}
+    for label, factor in networks.items():
+        columns["network"] += [label] * views
+        columns["building"] += [f"test{i % 4:03d}" for i in range(views)]
+        columns["view"] += [str(i) for i in range(views)]
+        for name, values in base.items():
+            columns.setdefault(name, []).extend(factor * values)
+    write_csv(places.results(key) / "images.csv", columns)
+
+
+def stored(folder: Path) -> list[Stage]:
+    """Result files of the tiny scale in which consistency is ten per cent better."""
+    places, stages = Places(folder), plan(TINY, folder, 2)
+    networks = {"baseline": 1.0}
+    for method, factor in (("consistency", 0.9), ("without", 1.0), ("without equal time", 1.0)):
+        networks |= {f"{method} {seed}": factor for seed in (0, 1)}
+    for key in ("test_normal", *(f"{kind}_normal" for kind in OTHER_SETS), "blur_2_normal"):
+        store(places, key, networks)
+    store(places, "fraction_50percent", {"baseline": 1, "without": 1, "consistency": 0.8})
+    for kind in OTHER_SETS:
+        store(places, f"adapted_{kind}", {f"{m} {n}": f for m, f in
+              (("without", 1.0), ("consistency", 0.9)) for n in (0, 2)})  # fmt: skip
+    store(places, "adapted_noise_0.1", {f"{m} {n}": f for m, f in
+          (("without", 1.0), ("consistency", 1.1)) for n in (0, 2)})  # fmt: skip
+    factors = {"without": 1.0, "consistency": 0.9, "unsupervised": 1.05, ALL: 0.9, FIXED: 0.9}
+    for group, names in compared_networks(TINY).items():
+        store(places, f"{group}_normal", {n: factors.get(n, 1.2) for n in names})
+    for name, r in (("labels", 0.4), ("predictions", 0.6)):
+        for key in (f"energy_val_{name}", f"energy_{name}"):
+            values = {"value": r, "p": 0.0, "low": r - 0.1, "high": r + 0.1}
+            places.results(key).mkdir(parents=True)
+            (places.results(key) / "statistics.json").write_text(
+                json.dumps({"pearson": values, "spearman": values}))  # fmt: skip
+        write_csv(places.results(f"shift_{name}") / "shift.csv", {
+            "shift": ["clean", "blur (σ)", "blur (σ)"], "level": [0.0, 1.0, 2.0],
+            "auc": [float("nan"), r, r + 0.1]})  # fmt: skip
+    for stage in stages[:3]:
+        mark = places.stage_mark(stage.name)
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text(json.dumps({
+            "stage": stage.name, "seconds": 60, "intervals": [[0, 60]],
+            "finished": "2026-11-21 10:00",
+            "hardware": {"gpu": None, "processor": "a processor", "cores": 2, "torch": "2",
+                         "jobs": 1},
+            "commands": ["python -m train --results-dir=runs/a"]}))  # fmt: skip
+    return stages
+
+
+def test_the_report_is_of_the_result_files_alone(tmp_path):
+    stages = stored(tmp_path / "work")
+    page = tmp_path / "docs" / "results.md"
+    write_page(page, tmp_path / "work", "tiny", 2, stages)
+    text = page.read_text(encoding="utf-8")
+    assert "| test rooms | without | -10.0 % [-10.0, -10.0] | -10.0 % [-10.0, -10.0] |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| percep_curv × 100, true"))
+    assert row.endswith("| -10.0 % [-10.0, -10.0] |")
+    assert "| 50 % |" in text and "-20.0 % [-20.0, -20.0]" in text
+    assert "| predictions | 0.600 [0.50, 0.70] | 0.600 [0.50, 0.70] |" in text
+    assert "the networks trained on predictions are chosen" in text
+    assert "| blur (σ) | 2 | 0.500 | 0.700 |" in text
+    assert "3 of" in text and "a processor, 2 cores" in text and "2026-11-21" in text
+    assert "python -m train --results-dir=runs/a" in text
+    assert "on test rooms: direct error lower (-10.0 % [-10.0, -10.0])" in text
+    assert "| noise_0.1 | 2 | " in text  # adaptation to degraded images
+    for name in ("changes", "degraded", "auc"):
+        assert f"results/{name}.png" in text
+        with Image.open(page.parent / "results" / f"{name}.png") as picture:
+            assert picture.width > 300
+
+
+def test_the_report_begins_with_the_claims(tmp_path):
+    """Each has what was measured, and the answer of its interval, also where that is no."""
+    folder, page = tmp_path / "work", tmp_path / "results.md"
+    stages = stored(folder)
+    places = Places(folder)
+    rise = {"baseline": 1.0, "without 0": 1.0, "consistency 0": 1.1}
+    store(places, "other_camera_normal", rise)
+    write_page(page, folder, "tiny", 2, stages)
+    claims = section(page.read_text(encoding="utf-8"), "The claims")
+    found = {line.split(" | ")[0].strip("| "): line for line in claims.splitlines()}
+    both = "equal steps: -10.0 % [-10.0, -10.0]; equal time: -10.0 % [-10.0, -10.0] | yes |"
+    assert found["consistency lowers the direct error: normal"].endswith(both)
+    assert found["consistency lowers the perceptual errors against truth: normal"].endswith(both)
+    wider = found["it generalises better to other camera: normal"]
+    assert "direct: +10.0 %" in wider and wider.endswith("| no, it is higher |")
+    assert found["it helps with 50 % of the training views: normal"].endswith("| yes |")
+    r = found["the energy rises with the error (the paper: r = 0.67)"]
+    assert "r = 0.600 [0.50, 0.70]" in r and r.endswith("| yes |")
+    blur = next(line for name, line in found.items() if "images apart: blur" in name)
+    assert "0.60 0.70, from the mildest level on" in blur and "rises with every level" in blur
+    shutil.rmtree(folder / "measured")
+    write_page(page, folder, "tiny", 2, stages)
+    empty = section(page.read_text(encoding="utf-8"), "The claims")
+    assert "changes.png" not in empty and "yes" not in empty
+    assert "| not measured | not measured |" in empty
+
+
+def test_the_frozen_networks_own_errors_are_left_out():
+    """Of 3 × 1 and 5 × 1 above what the truth mapped has, half and a tenth are left."""
+    buildings, one = list("xxyyzzww"), np.ones(8)
+    own = {"percep_a × 100, truth mapped": 7 * one, "percep_b × 100, truth mapped": 5 * one}
+    first = {"percep_a × 100, true": 10 * one, "percep_b × 100, true": 10 * one, **own}
+    second = {"percep_a × 100, true": 8.5 * one, "percep_b × 100, true": 5.5 * one, **own}
+    change = above_the_frozen_networks([first, first], [second, second], buildings, 100)
+    assert change.percent == pytest.approx(100 * (1.5 + 0.5) / (3 + 5) - 100)
+    assert change.percent_high < 0
+    assert np.isnan(above_the_frozen_networks([own], [own], buildings, 100).percent)
+    exact = {"percep_a × 100, true": 7 * one, **own}
+    assert np.isnan(above_the_frozen_networks([exact], [exact], buildings, 100).percent)
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}")[1].split("\n## ")[0]
+
+
+def test_the_report_on_other_ways_to_train(tmp_path):
+    """Each question has its table and its answer, also where the answer is no."""
+    stages = stored(tmp_path / "work")
+    page = tmp_path / "results.md"
+    write_page(page, tmp_path / "work", "tiny", 2, stages)
+    text = page.read_text(encoding="utf-8")
+    alone = section(text, "Consistency through domains without labels")
+    assert "unsupervised against without: direct error higher (+5.0 %" in alone
+    assert "unsupervised against consistency: direct error higher (+16.7 %" in alone
+    weights = section(text, "Balanced or fixed weights")
+    assert f"{ALL} against {FIXED}: direct error not told apart by the interval (+0.0 %" in weights
+    choice = section(text, "How many perceptual losses, and which")
+    assert "1 by win rate against 1 at random: direct error not told apart" in choice
+    assert f"{ALL} against consistency" in choice and "| 1 at random |" in choice
+    every = section(text, "All methods")
+    assert "| baseline (`without`) | " in every and "| perceptual (`consistency`) | " in every
+    for name in METHODS:
+        assert name in every or METHODS[name].untrained, name
+    assert "- geonet against without: direct error higher (+20.0 % [+20.0, +20.0]), " in every
+    assert "Except: multitask has a network of another shape" in every
+    for part in (alone, weights, choice, every):
+        assert "Seed 0 alone, 2 steps from the same baseline" in part and "not measured" not in part
+    shutil.rmtree(tmp_path / "work" / "measured" / "weights_normal")
+    write_page(page, tmp_path / "work", "tiny", 2, stages)
+    text = page.read_text(encoding="utf-8")
+    assert section(text, "Balanced or fixed weights").rstrip().endswith("not measured")
+
+
+def test_the_mean_change_weighs_every_error_alike():
+    rng = np.random.default_rng(0)
+    first = {"a": 1 + rng.random(8), "b": 100 + rng.random(8)}
+    second = {"a": 0.8 * first["a"], "b": 1.1 * first["b"]}
+    found = mean_change([first], [second], ["a", "b"], list("xxyyzzww"), 200)
+    assert found.percent == pytest.approx(-5.0, abs=0.2) and found.low < found.value < found.high
