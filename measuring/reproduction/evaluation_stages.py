@@ -19,6 +19,7 @@ from measuring.reproduction.steps import (
     energy_networks,
     energy_step,
     fraction_key,
+    long_key,
     methods_to_train,
     named,
     network_scale,
@@ -72,6 +73,19 @@ def evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) -
         again = tuple(replace(step, key=f"{step.key}_{seeds}") for step in steps)
         stages.append(Stage(f"evaluation/{target}/{seeds}", ("test_rooms",), again))
     return stages
+
+
+def evaluation_of_longer(size: Size, places: Places, seeds: int) -> Stage:
+    """Measure the baseline that was trained longer, and what was trained on from it."""
+    target = size.targets[0]
+    networks: dict[str, object] = {"baseline": Made(long_key("baseline", target, 0), best=True)}
+    networks |= {f"{name} {seed}": Made(long_key(name, target, seed))
+                 for name in PAIR for seed in range(seeds)}  # fmt: skip
+    step = _evaluate(size, places, f"longer_{target}", target, networks,
+                     places.both_rooms(test=True))  # fmt: skip
+    # with more seeds, they are measured again, into the same folder
+    again = replace(step, key=f"{step.key}_{seeds}")
+    return Stage(f"evaluation/longer/{seeds}", ("test_rooms",), (again,))
 
 
 def evaluation_of_few_views(size: Size, places: Places) -> Stage:

@@ -11,6 +11,7 @@ from measuring.reproduction.evaluation_stages import (
     energy,
     evaluation,
     evaluation_of_few_views,
+    evaluation_of_longer,
     evaluation_of_variants,
 )
 from measuring.reproduction.scales import Size
@@ -20,6 +21,7 @@ from measuring.reproduction.training_stages import (
     baseline,
     edges,
     fraction,
+    longer,
     other_methods,
     refits,
     rooms,
@@ -47,6 +49,7 @@ def plan(
     for target in size.targets:
         for seed in range(seeds):
             stages.append(trained(size, places, target, seed, methods))
+    stages += longer(size, places, seeds)
     stages += [fraction(size, places, share) for share in size.fractions]
     stages += adapted(size, places)
     stages.append(unsupervised(size, places))
@@ -55,6 +58,7 @@ def plan(
     before = tuple(stage.name for stage in stages)
     stages.append(rooms_of_the_test(size, places, before))
     stages += evaluation(size, places, seeds, list(methods))
+    stages.append(evaluation_of_longer(size, places, seeds))
     stages.append(evaluation_of_few_views(size, places))
     stages += evaluation_of_variants(size, places, list(methods))
     stages += energy(size, places)

@@ -13,6 +13,7 @@ from measuring.reproduction.report_energy import energy_part
 from measuring.reproduction.report_errors import (
     adaptation_part,
     fractions_part,
+    longer_part,
     shifts_part,
     target_part,
 )
@@ -35,6 +36,7 @@ def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequenc
         _head(places, scale, size, seeds, stages),
         claims_part(places, size, figures),
         *(target_part(places, size, target) for target in size.targets),
+        longer_part(places, size),
         fractions_part(places, size),
         shifts_part(places, size, figures),
         adaptation_part(places, size),

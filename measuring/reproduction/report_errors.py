@@ -144,6 +144,31 @@ def plot_levels(
     save_figure(figure, stem)
 
 
+def longer_part(places: Places, size: Size) -> str:
+    """Both ways to train on, from the baseline and from one that was trained longer."""
+    rows, target = [], size.targets[0]
+    for epochs, key in ((size.baseline_epochs, "test"), (size.long_epochs, "longer")):
+        read = read_images(places, f"{key}_{target}")
+        if read is None:
+            continue
+        groups = by_method(read[0])
+        pair = groups["without"], groups["consistency"]
+        start, *direct = (f"{mean_of(runs, [DIRECT]):.3f}" for runs in (groups["baseline"], *pair))
+        changes = [mean_change(*pair, names, read[1], size.resamples)
+                   for names in ([DIRECT], perceptual_rows(pair[0][0]),
+                                 perceptual_rows(pair[0][0], "predicted"))]  # fmt: skip
+        rows.append([str(epochs * size.steps), start, *direct, *map(change_text, changes)])
+    head = ["steps of the baseline", "baseline, direct", "without, direct", "consistency, direct",
+            *(f"change, {kind}" for kind in ("direct", "perceptual, true",
+                                             "perceptual, predicted"))]  # fmt: skip
+    text = markdown_table(head, rows) if rows else NOT_MEASURED
+    note = (
+        "A baseline that is still far from its end gains from any further training. Here both "
+        f"ways train on for {size.trained_epochs * size.steps} steps from two baselines:"
+    )
+    return f"## From a baseline trained longer: {target}\n\n{note}\n\n{text}"
+
+
 def fractions_part(places: Places, size: Size) -> str:
     """The errors after training on shares of the views."""
     rows, target = [], size.targets[0]

@@ -174,6 +174,11 @@ def trained_key(method: str, target: str, seed: int) -> str:
     return f"{method.replace(', ', '_').replace(' ', '_')}_{target}_{seed}"
 
 
+def long_key(method: str, target: str, seed: int) -> str:
+    """The key of a training step from the baseline that was trained longer, or of the baseline."""
+    return trained_key(f"{method} long", target, seed)
+
+
 def fraction_key(method: str, share: float) -> str:
     """The key of a training step on a share of the views."""
     return f"{method}_{size_text(share)}"

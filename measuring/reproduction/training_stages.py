@@ -21,6 +21,7 @@ from measuring.reproduction.steps import (
     energy_step,
     fraction_key,
     is_fresh,
+    long_key,
     methods_to_train,
     named,
     network_scale,
@@ -188,6 +189,25 @@ def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping
     runs = places.folder / "runs" / longer.key
     longer = replace(longer, flags={**longer.flags, "results_dir": runs})
     return Stage(f"trained/{target}/{seed}", networks_of(size, target), (*steps.values(), longer))
+
+
+def longer(size: Size, places: Places, seeds: int) -> list[Stage]:
+    """A baseline that is trained longer, and both ways to train on from it: the first target."""
+    target = size.targets[0]
+    start = long_key("baseline", target, 0)
+    first = train(size, places, start, f"rgb2{DOMAINS[target]}", size.long_epochs, lr=size.lr)
+    stages = [Stage("longer/baseline", ("rooms",), (first,))]
+    for seed in range(seeds):
+        steps = []
+        for name in ("without", "consistency"):
+            stem, flags = COMPARED[name]
+            steps.append(train_on(
+                size, places, long_key(name, target, seed), f"{stem}_{target}",
+                size.trained_epochs, seed=seed, init=Made(start, best=True), **flags,
+            ))  # fmt: skip
+        needs = ("longer/baseline", *networks_of(size, target))
+        stages.append(Stage(f"longer/{seed}", needs, tuple(steps)))
+    return stages
 
 
 def fraction(size: Size, places: Places, share: float) -> Stage:
