@@ -46,10 +46,10 @@ def plan(
     stages += [baseline(size, places, target) for target in size.targets]
     stages += edges(size, places)
     stages.append(refits(size, places))
+    stages += longer(size, places, seeds)
     for target in size.targets:
         for seed in range(seeds):
             stages.append(trained(size, places, target, seed, methods))
-    stages += longer(size, places, seeds)
     stages += [fraction(size, places, share) for share in size.fractions]
     stages += adapted(size, places)
     stages.append(unsupervised(size, places))

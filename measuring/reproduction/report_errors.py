@@ -149,9 +149,9 @@ def longer_part(places: Places, size: Size) -> str:
     rows, target = [], size.targets[0]
     for epochs, key in ((size.baseline_epochs, "test"), (size.long_epochs, "longer")):
         read = read_images(places, f"{key}_{target}")
-        if read is None:
+        groups = by_method(read[0]) if read else {}
+        if not read or not {"baseline", "without", "consistency"} <= set(groups):
             continue
-        groups = by_method(read[0])
         pair = groups["without"], groups["consistency"]
         start, *direct = (f"{mean_of(runs, [DIRECT]):.3f}" for runs in (groups["baseline"], *pair))
         changes = [mean_change(*pair, names, read[1], size.resamples)
