@@ -3,12 +3,17 @@
 Nothing is decided here by hand: each answer is that of an interval.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from measuring.closing_table import DIRECT
 from measuring.plots import BLUE, RED, save_figure
-from measuring.reproduction.report_energy import areas, chosen_on_validation, correlation
+from measuring.reproduction.report_energy import (
+    areas,
+    chosen_on_validation,
+    correlation,
+    statistics_of,
+)
 from measuring.reproduction.results import (
     NOT_MEASURED,
     Runs,
@@ -119,7 +124,8 @@ def _energy(places: Places) -> Iterator[list[str]]:
     r = correlation(places, f"energy_{name}", "pearson") if name else NOT_MEASURED
     rho = correlation(places, f"energy_{name}", "spearman") if name else NOT_MEASURED
     yield ["the energy rises with the error (the paper: r = 0.67)",
-           r if r == NOT_MEASURED else f"r = {r}, ρ = {rho}", _sign(r)]  # fmt: skip
+           r if r == NOT_MEASURED else f"r = {r}, ρ = {rho}",
+           _rises(statistics_of(places, f"energy_{name}"))]  # fmt: skip
     found = areas(places, name) if name else {}
     for kind in dict.fromkeys(kind for kind, _ in found):
         values = [area for at, area in found.items() if at[0] == kind]
@@ -133,11 +139,13 @@ def _energy(places: Places) -> Iterator[list[str]]:
         yield ["the energy tells degraded images apart", NOT_MEASURED, NOT_MEASURED]
 
 
-def _sign(r: str) -> str:
-    """What the interval of a correlation tells."""
-    if "[" not in r:
-        return NOT_MEASURED if r == NOT_MEASURED else "without an interval"
-    low, high = (float(end) for end in r.partition("[")[2].rstrip("]").split(","))
+def _rises(statistics: Mapping | None) -> str:
+    """What the interval of Pearson's r tells."""
+    if statistics is None or statistics["pearson"]["value"] is None:
+        return NOT_MEASURED
+    low, high = (statistics["pearson"][end] for end in ("low", "high"))
+    if low is None:
+        return "without an interval"
     return "yes" if low > 0 else "no, it falls" if high < 0 else "not told apart by the interval"
 
 

@@ -20,7 +20,7 @@ def energy_part(places: Places, figures: Path) -> str:
     rows, shifts = [], {}
     for name in energy_networks(places):
         keys = f"energy_val_{name}", f"energy_{name}"
-        if any(_statistics(places, key) for key in keys):
+        if any(statistics_of(places, key) for key in keys):
             cells = [correlation(places, key, "pearson") for key in keys]
             cells += [correlation(places, keys[1], "spearman"), _per_building(places, name)]
             rows.append([name, *cells])
@@ -45,14 +45,15 @@ def energy_part(places: Places, figures: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _statistics(places: Places, key: str) -> dict | None:
+def statistics_of(places: Places, key: str) -> dict | None:
+    """Return the statistics of an evaluation of the energy; None if it was not done."""
     file = places.results(key) / "statistics.json"
     return read_json(file) if file.is_file() else None
 
 
 def correlation(places: Places, key: str, name: str) -> str:
     """Return pearson or spearman of an evaluation of the energy, with its interval, as text."""
-    statistics = _statistics(places, key)
+    statistics = statistics_of(places, key)
     if statistics is None or statistics[name]["value"] is None:
         return NOT_MEASURED
     found = statistics[name]
@@ -65,7 +66,7 @@ def chosen_on_validation(places: Places) -> str | None:
     """Return which networks have the larger r on validation views; None if that is not known."""
     found = {}
     for name in energy_networks(places):
-        statistics = _statistics(places, f"energy_val_{name}") or {}
+        statistics = statistics_of(places, f"energy_val_{name}") or {}
         found[name] = statistics.get("pearson", {}).get("value")
     if any(value is None for value in found.values()):
         return None
