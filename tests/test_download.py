@@ -524,6 +524,7 @@ def test_the_shell_scripts_run_the_program(kind):
     assert f"-m scripts.download {kind} " in script.read_text()
 
 
+@pytest.mark.slow
 def test_a_shell_script_without_a_mirror(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XTC_MIRROR"}
     command = [ROOT / "tools" / "download_percep_models.sh", tmp_path / "models"]
@@ -534,6 +535,7 @@ def test_a_shell_script_without_a_mirror(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_is_relative_to_where_the_script_is_called(host, tmp_path):
     """Before: relative to the project."""
     host.files = {name: checkpoint() for name in SOURCES["percep_models"]()}

@@ -48,9 +48,9 @@ def stored(folder: Path) -> list[Stage]:
         networks |= {f"{method} {seed}": factor for seed in (0, 1)}
     for key in ("test_normal", *(f"{kind}_normal" for kind in OTHER_SETS), "blur_2_normal"):
         store(places, key, networks)
-    long = {"baseline": 0.8, "without 0": 0.8, "without 1": 0.8, "consistency 0": 0.76,
+    short = {"baseline": 0.8, "without 0": 0.8, "without 1": 0.8, "consistency 0": 0.76,
             "consistency 1": 0.76}  # fmt: skip
-    store(places, "longer_normal", long)
+    store(places, "shorter_normal", short)
     store(places, "fraction_50percent", {"baseline": 1, "without": 1, "consistency": 0.8})
     for kind in OTHER_SETS:
         store(places, f"adapted_{kind}", {f"{m} {n}": f for m, f in
@@ -96,8 +96,8 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     assert "3 of" in text and "a processor, 2 cores" in text and "2026-11-21" in text
     assert "python -m train --results-dir=runs/a" in text
     assert "on test rooms: direct error lower (-10.0 % [-10.0, -10.0])" in text
-    both = section(text, "From a baseline trained longer")
-    assert "| 2 | 5.5" in both and "| 4 | 4.4" in both and "| -5.0 % [-5.0, -5.0] |" in both
+    both = section(text, "From baselines trained shorter and longer")
+    assert "| 4 | 5.5" in both and "| 2 | 4.4" in both and "| -5.0 % [-5.0, -5.0] |" in both
     assert "| noise_0.1 | 2 | " in text  # adaptation to degraded images
     for name in ("changes", "degraded", "auc"):
         assert f"results/{name}.png" in text
@@ -120,8 +120,8 @@ def test_the_report_begins_with_the_claims(tmp_path):
     assert found["consistency lowers the perceptual errors against truth: normal"].endswith(both)
     wider = found["it generalises better to other camera: normal"]
     assert "direct: +10.0 %" in wider and wider.endswith("| no, it is higher |")
-    long = found["it lowers the errors of a baseline of 4 steps: normal"]
-    assert "direct: -5.0 % [-5.0, -5.0]" in long and long.endswith("| yes |")
+    short = found["it lowers the errors of a baseline of 2 steps: normal"]
+    assert "direct: -5.0 % [-5.0, -5.0]" in short and short.endswith("| yes |")
     assert found["it helps with 50 % of the training views: normal"].endswith("| yes |")
     r = found["the energy rises with the error (the paper: r = 0.67)"]
     assert "r = 0.600 [0.50, 0.70]" in r and r.endswith("| yes |")

@@ -19,12 +19,12 @@ from measuring.reproduction.steps import (
     energy_networks,
     energy_step,
     fraction_key,
-    long_key,
     methods_to_train,
     named,
     network_scale,
     other_buildings,
     shift_name,
+    short_key,
     size_text,
     trained_key,
 )
@@ -75,17 +75,17 @@ def evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) -
     return stages
 
 
-def evaluation_of_longer(size: Size, places: Places, seeds: int) -> Stage:
-    """Measure the baseline that was trained longer, and what was trained on from it."""
+def evaluation_of_shorter(size: Size, places: Places, seeds: int) -> Stage:
+    """Measure the baseline that was trained shorter, and what was trained on from it."""
     target = size.targets[0]
-    networks: dict[str, object] = {"baseline": Made(long_key("baseline", target, 0), best=True)}
-    networks |= {f"{name} {seed}": Made(long_key(name, target, seed))
+    networks: dict[str, object] = {"baseline": Made(short_key("baseline", target, 0), best=True)}
+    networks |= {f"{name} {seed}": Made(short_key(name, target, seed))
                  for name in PAIR for seed in range(seeds)}  # fmt: skip
-    step = _evaluate(size, places, f"longer_{target}", target, networks,
+    step = _evaluate(size, places, f"shorter_{target}", target, networks,
                      places.both_rooms(test=True))  # fmt: skip
     # with more seeds, they are measured again, into the same folder
     again = replace(step, key=f"{step.key}_{seeds}")
-    return Stage(f"evaluation/longer/{seeds}", ("test_rooms",), (again,))
+    return Stage(f"evaluation/shorter/{seeds}", ("test_rooms",), (again,))
 
 
 def evaluation_of_few_views(size: Size, places: Places) -> Stage:

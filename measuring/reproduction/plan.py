@@ -11,7 +11,7 @@ from measuring.reproduction.evaluation_stages import (
     energy,
     evaluation,
     evaluation_of_few_views,
-    evaluation_of_longer,
+    evaluation_of_shorter,
     evaluation_of_variants,
 )
 from measuring.reproduction.scales import Size
@@ -21,11 +21,11 @@ from measuring.reproduction.training_stages import (
     baseline,
     edges,
     fraction,
-    longer,
     other_methods,
     refits,
     rooms,
     rooms_of_the_test,
+    shorter,
     trained,
     unsupervised,
     variants,
@@ -46,7 +46,7 @@ def plan(
     stages += [baseline(size, places, target) for target in size.targets]
     stages += edges(size, places)
     stages.append(refits(size, places))
-    stages += longer(size, places, seeds)
+    stages += shorter(size, places, seeds)
     for target in size.targets:
         for seed in range(seeds):
             stages.append(trained(size, places, target, seed, methods))
@@ -58,7 +58,7 @@ def plan(
     before = tuple(stage.name for stage in stages)
     stages.append(rooms_of_the_test(size, places, before))
     stages += evaluation(size, places, seeds, list(methods))
-    stages.append(evaluation_of_longer(size, places, seeds))
+    stages.append(evaluation_of_shorter(size, places, seeds))
     stages.append(evaluation_of_few_views(size, places))
     stages += evaluation_of_variants(size, places, list(methods))
     stages += energy(size, places)

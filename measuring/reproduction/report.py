@@ -13,8 +13,8 @@ from measuring.reproduction.report_energy import energy_part
 from measuring.reproduction.report_errors import (
     adaptation_part,
     fractions_part,
-    longer_part,
     shifts_part,
+    shorter_part,
     target_part,
 )
 from measuring.reproduction.report_variants import variant_parts
@@ -36,7 +36,7 @@ def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequenc
         _head(places, scale, size, seeds, stages),
         claims_part(places, size, figures),
         *(target_part(places, size, target) for target in size.targets),
-        longer_part(places, size),
+        shorter_part(places, size),
         fractions_part(places, size),
         shifts_part(places, size, figures),
         adaptation_part(places, size),

@@ -93,9 +93,9 @@ def _holds(found: str) -> str:
 def _elsewhere(places: Places, size: Size) -> Iterator[list[str]]:
     """Whether it generalises better, and helps more with fewer views: the first target."""
     target = size.targets[0]
-    steps = size.long_epochs * size.steps
+    steps = size.short_epochs * size.steps
     yield _one(f"it lowers the errors of a baseline of {steps} steps: {target}", places,
-               f"longer_{target}", size)  # fmt: skip
+               f"shorter_{target}", size)  # fmt: skip
     shown = {kind.replace("_", " "): kind for kind in OTHER_SETS}
     for name, key in {**shown, "blurred images": shift_name(STRONG_BLUR)}.items():
         yield _one(f"it generalises better to {name}: {target}", places, f"{key}_{target}", size)

@@ -144,10 +144,10 @@ def plot_levels(
     save_figure(figure, stem)
 
 
-def longer_part(places: Places, size: Size) -> str:
-    """Both ways to train on, from the baseline and from one that was trained longer."""
+def shorter_part(places: Places, size: Size) -> str:
+    """Both ways to train on, from the baseline and from one that was trained shorter."""
     rows, target = [], size.targets[0]
-    for epochs, key in ((size.baseline_epochs, "test"), (size.long_epochs, "longer")):
+    for epochs, key in ((size.short_epochs, "shorter"), (size.baseline_epochs, "test")):
         read = read_images(places, f"{key}_{target}")
         groups = by_method(read[0]) if read else {}
         if not read or not {"baseline", "without", "consistency"} <= set(groups):
@@ -166,7 +166,7 @@ def longer_part(places: Places, size: Size) -> str:
         "A baseline that is still far from its end gains from any further training. Here both "
         f"ways train on for {size.trained_epochs * size.steps} steps from two baselines:"
     )
-    return f"## From a baseline trained longer: {target}\n\n{note}\n\n{text}"
+    return f"## From baselines trained shorter and longer: {target}\n\n{note}\n\n{text}"
 
 
 def fractions_part(places: Places, size: Size) -> str:

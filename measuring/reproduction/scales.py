@@ -8,8 +8,8 @@ class Size:
     """The numbers of a scale.
 
     `pixels` are those of the rendered files. Buildings are numbers of buildings, half of them with
-    hard rooms. Epochs have `steps` steps; `long_epochs` are those of a baseline that is trained
-    longer. `fractions` are shares of the training views, `adapted`
+    hard rooms. Epochs have `steps` steps; `short_epochs` are those of a baseline that is trained
+    shorter, and of those on few views. `fractions` are shares of the training views, `adapted`
     numbers of shifted views, and `adapted_shifts` the degradations of such views. `shifts` are
     measured on `shift_views` test views. `random_ks` are numbers of perceptual losses chosen at
     random, besides 2 and all; `winrate_ks` those chosen by win rates.
@@ -34,7 +34,7 @@ class Size:
     steps: int
     batch_size: int
     baseline_epochs: int
-    long_epochs: int
+    short_epochs: int
     edge_epochs: int
     refit_epochs: int
     trained_epochs: int
@@ -64,32 +64,32 @@ ALL_SHIFTS = (
 _CPU = Size(
     image_size=64, width=8, pixels=96, train=64, refit=12, val=8, test=24, views=48,
     targets=("normal", "depth", "reshading"), seeds=3, steps=50, batch_size=16,
-    baseline_epochs=40, long_epochs=120, edge_epochs=12, refit_epochs=10, trained_epochs=8,
+    baseline_epochs=120, short_epochs=40, edge_epochs=12, refit_epochs=10, trained_epochs=8,
     adapted_epochs=2, lr=2e-3, trained_lr=1e-3, fractions=(0.05, 0.2), adapted=(16, 128),
-    adapted_shifts=("blur:2", "jpeg:10", "noise:0.1", "darkening:0.2"), shifts=ALL_SHIFTS,
-    shift_views=96, random_ks=(1, 4), winrate_ks=(1, 2), resamples=10_000, step_seconds=0.11,
+    adapted_shifts=("blur:2", "jpeg:10", "noise:0.1"), shifts=ALL_SHIFTS,
+    shift_views=48, random_ks=(1, 4), winrate_ks=(1, 2), resamples=10_000, step_seconds=0.11,
     start_seconds=15.0,
 )  # fmt: skip
 SCALES: dict[str, Size] = {
     # the command itself, in a test
     "tiny": replace(
         _CPU, image_size=32, pixels=32, train=2, refit=2, val=2, test=2, views=2,
-        targets=("normal",), seeds=1, steps=2, batch_size=2, baseline_epochs=1, long_epochs=2,
+        targets=("normal",), seeds=1, steps=2, batch_size=2, baseline_epochs=2, short_epochs=1,
         edge_epochs=1, refit_epochs=1, trained_epochs=1, adapted_epochs=1, fractions=(0.5,),
         adapted=(2,), adapted_shifts=("noise:0.1",), shifts=("blur:2",), shift_views=4,
         random_ks=(1,), winrate_ks=(1,), resamples=100, step_seconds=0.02, start_seconds=4.0,
     ),
     "quick": replace(
         _CPU, image_size=32, pixels=48, train=12, refit=4, val=4, test=8, views=24,
-        targets=("normal",), seeds=1, steps=20, baseline_epochs=8, long_epochs=12, edge_epochs=2,
+        targets=("normal",), seeds=1, steps=20, baseline_epochs=12, short_epochs=8, edge_epochs=2,
         refit_epochs=2, trained_epochs=2, adapted_epochs=1, fractions=(0.2,), adapted=(16,),
         adapted_shifts=(), shifts=("blur:2", "jpeg:10", "noise:0.1"), shift_views=32,
         random_ks=(1,), winrate_ks=(2,), resamples=2000, step_seconds=0.04, start_seconds=5.0,
     ),
     "cpu": _CPU,
     "gpu": replace(
-        _CPU, image_size=256, width=16, pixels=256, precision="bf16", baseline_epochs=20,
-        long_epochs=40, trained_epochs=4, edge_epochs=4, refit_epochs=3, adapted_epochs=1,
+        _CPU, image_size=256, width=16, pixels=256, precision="bf16", baseline_epochs=36,
+        short_epochs=12, trained_epochs=4, edge_epochs=4, refit_epochs=3, adapted_epochs=1,
         adapted_shifts=("blur:2", "jpeg:10"), test=10, shift_views=32,
         step_seconds=0.025, start_seconds=3.5, render_rate=100.0,
     ),

@@ -174,9 +174,9 @@ def trained_key(method: str, target: str, seed: int) -> str:
     return f"{method.replace(', ', '_').replace(' ', '_')}_{target}_{seed}"
 
 
-def long_key(method: str, target: str, seed: int) -> str:
-    """The key of a training step from the baseline that was trained longer, or of the baseline."""
-    return trained_key(f"{method} long", target, seed)
+def short_key(method: str, target: str, seed: int) -> str:
+    """The key of a training step from the baseline that was trained shorter, or of that one."""
+    return trained_key(f"{method} short", target, seed)
 
 
 def fraction_key(method: str, share: float) -> str:

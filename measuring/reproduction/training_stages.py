@@ -21,13 +21,13 @@ from measuring.reproduction.steps import (
     energy_step,
     fraction_key,
     is_fresh,
-    long_key,
     methods_to_train,
     named,
     network_scale,
     other_buildings,
     perceptual_count,
     shift_name,
+    short_key,
     size_text,
     train,
     train_on,
@@ -191,22 +191,22 @@ def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping
     return Stage(f"trained/{target}/{seed}", networks_of(size, target), (*steps.values(), longer))
 
 
-def longer(size: Size, places: Places, seeds: int) -> list[Stage]:
-    """A baseline that is trained longer, and both ways to train on from it: the first target."""
+def shorter(size: Size, places: Places, seeds: int) -> list[Stage]:
+    """A baseline that is trained shorter, and both ways to train on from it: the first target."""
     target = size.targets[0]
-    start = long_key("baseline", target, 0)
-    first = train(size, places, start, f"rgb2{DOMAINS[target]}", size.long_epochs, lr=size.lr)
-    stages = [Stage("longer/baseline", ("rooms",), (first,))]
+    start = short_key("baseline", target, 0)
+    first = train(size, places, start, f"rgb2{DOMAINS[target]}", size.short_epochs, lr=size.lr)
+    stages = [Stage("shorter/baseline", ("rooms",), (first,))]
     for seed in range(seeds):
         steps = []
         for name in ("without", "consistency"):
             stem, flags = COMPARED[name]
             steps.append(train_on(
-                size, places, long_key(name, target, seed), f"{stem}_{target}",
+                size, places, short_key(name, target, seed), f"{stem}_{target}",
                 size.trained_epochs, seed=seed, init=Made(start, best=True), **flags,
             ))  # fmt: skip
-        needs = ("longer/baseline", *networks_of(size, target))
-        stages.append(Stage(f"longer/{seed}", needs, tuple(steps)))
+        needs = ("shorter/baseline", *networks_of(size, target))
+        stages.append(Stage(f"shorter/{seed}", needs, tuple(steps)))
     return stages
 
 
@@ -215,7 +215,7 @@ def fraction(size: Size, places: Places, share: float) -> Stage:
     target = size.targets[0]
     views = max(size.batch_size, round(share * size.train * size.views))
     start = fraction_key("baseline", share)
-    fewer = train(size, places, start, f"rgb2{DOMAINS[target]}", size.baseline_epochs,
+    fewer = train(size, places, start, f"rgb2{DOMAINS[target]}", size.short_epochs,
                   lr=size.lr, subset_size=views)  # fmt: skip
     steps = [fewer]
     for name in ("without", "consistency"):
