@@ -187,7 +187,9 @@ def fractions_part(places: Places, size: Size) -> str:
     head = ["training views", "without, direct", "consistency, direct", "change, direct",
             "change, perceptual, true"]  # fmt: skip
     text = markdown_table(head, rows) if rows else NOT_MEASURED
-    return f"## Fewer training views: {target}\n\n{text}"
+    note = (f"Baselines on shares of the views are trained for {size.short_epochs * size.steps} "
+            f"steps, that on all views for {size.baseline_epochs * size.steps}.")  # fmt: skip
+    return f"## Fewer training views: {target}\n\n{note}\n\n{text}"
 
 
 def adaptation_part(places: Places, size: Size) -> str:

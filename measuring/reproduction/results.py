@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from measuring.statistics import Difference, Values, paired_difference
 from utils import UserError
 
 NOT_MEASURED = "not measured"
+UNDEFINED = Difference(*[float("nan")] * len(Difference._fields))
 Errors = Mapping[str, Values]  # {error: (N,)}, of one network
 Images = dict[str, dict[str, Values]]  # {network: its errors}
 Runs = Sequence[Errors]  # of the networks of one method, one for each seed
@@ -66,17 +68,25 @@ def perceptual_rows(rows: Iterable[str], end: str = "true") -> list[str]:
 
 
 def mean_change(
-    first: Runs, second: Runs,
-    rows: Sequence[str], buildings: Sequence[str], resamples: int,
+    first: Runs, second: Runs, rows: Sequence[str], buildings: Sequence[str], resamples: int,
+    less: Mapping[str, str] = MappingProxyType({}),
 ) -> Difference:  # fmt: skip
-    """Return the change of the mean of several errors, each in units of its mean of `first`."""
+    """Return the change of the mean of several errors, each in units of its mean of `first`.
+
+    From the errors named in `less` the other one that it names is subtracted. NaN without errors,
+    or if their mean of `first` is not positive.
+    """
     bases = {row: np.nanmean(over_seeds(first, row)) for row in rows}
     bases = {row: base for row, base in bases.items() if base > 0}  # of 0 there is no per cent
     if not bases:
-        return Difference(*[float("nan")] * len(Difference._fields))
-    one, two = (np.mean([over_seeds(runs, row) / base for row, base in bases.items()], axis=0)
-                for runs in (first, second))  # fmt: skip
-    return paired_difference(one, two, buildings, resamples)
+        return UNDEFINED
+
+    def mean(runs: Runs) -> Values:
+        return np.mean([(over_seeds(runs, row) - (over_seeds(runs, less[row]) if less else 0))
+                        / base for row, base in bases.items()], axis=0)  # fmt: skip
+
+    one, two = mean(first), mean(second)
+    return paired_difference(one, two, buildings, resamples) if np.nanmean(one) > 0 else UNDEFINED
 
 
 def above_the_frozen_networks(
@@ -85,21 +95,11 @@ def above_the_frozen_networks(
     """Return the change of what the perceptual errors against truth exceed the frozen networks' by.
 
     A frozen network is not exact, so even the true target, mapped by it, has an error, which no
-    training of rgb → target can change. It is subtracted here. The domains are averaged in units
-    of their mean errors of `first`. NaN without such rows, or if `first` does not exceed them.
+    training of rgb → target can change. It is subtracted here. NaN where it was not measured.
     """
-    rows = {row: row.removesuffix("true") + "truth mapped" for row in perceptual_rows(first[0])}
-    bases = {row: np.nanmean(over_seeds(first, row)) for row in rows if rows[row] in first[0]}
-    bases = {row: base for row, base in bases.items() if base > 0}
-    if bases:
-        one, two = (
-            np.mean([(over_seeds(runs, row) - over_seeds(runs, rows[row])) / base
-                     for row, base in bases.items()], axis=0)
-            for runs in (first, second)
-        )  # fmt: skip
-        if np.nanmean(one) > 0:
-            return paired_difference(one, two, buildings, resamples)
-    return Difference(*[float("nan")] * len(Difference._fields))
+    mapped = {row: f"{row.removesuffix('true')}truth mapped" for row in perceptual_rows(first[0])}
+    mapped = {row: own for row, own in mapped.items() if own in first[0]}
+    return mean_change(first, second, list(mapped), buildings, resamples, mapped)
 
 
 def finding(change: Difference) -> str:
@@ -121,10 +121,7 @@ def change_text(change: Difference) -> str:
     return f"{change.percent:+.1f} %{interval if np.isfinite(change.percent_low) else ''}"
 
 
-def answer(
-    first: Runs, second: Runs,
-    buildings: Sequence[str], resamples: int,
-) -> str:  # fmt: skip
+def answer(first: Runs, second: Runs, buildings: Sequence[str], resamples: int) -> str:
     """Say whether `second` has lower errors than `first`, the direct and the perceptual ones."""
     kinds = {"direct error": [DIRECT],
              "perceptual errors against truth": perceptual_rows(first[0])}  # fmt: skip

@@ -52,7 +52,7 @@ class Size:
     step_seconds: float
     start_seconds: float
     render_rate: float = 12.0
-    precision: str = "fp32"  # of trainings
+    precision: str = "fp32"  # of trainings, except the refits
 
 
 ESTIMATES = "step_seconds", "start_seconds", "render_rate"
