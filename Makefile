@@ -42,14 +42,16 @@ typecheck: setup
 
 check: lint typecheck test
 
+# Compiled once here: where Python may not write its bytecode (PYTHONDONTWRITEBYTECODE, a folder of
+# another user), each program would otherwise compile all of torch at its start, seven seconds.
 $(INSTALLED): uv.lock pyproject.toml
 	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) sync --frozen $(if $(wildcard $(WITH_PAGE)),--extra web)
+	$(UV) sync --frozen --compile-bytecode $(if $(wildcard $(WITH_PAGE)),--extra web)
 	@touch $@
 
 # The page's packages. Once they are there, `make setup` keeps them.
 $(WITH_PAGE): $(INSTALLED)
-	$(UV) sync --frozen --extra web
+	$(UV) sync --frozen --compile-bytecode --extra web
 	@touch $@
 
 # The exact versions of uv.lock for users of pip and conda.
