@@ -1,4 +1,4 @@
-"""Networks of a user's own: a function in a Python file, which takes a table row's place.
+"""User-defined networks: a function in a Python file builds the network of a table row.
 
 A checkpoint of such a network records the file, the function and the file's SHA-256. Code is
 only run from a file that the user names (FILE.py:FUNCTION), never because a record names it.
@@ -22,7 +22,7 @@ from transfers import Scale, Transfer
 from utils import UserError, check_regular, log, reason_of
 
 LONGEST = 300  # characters of a file and function that a record names
-MULTIPLE = 32  # sides of images at other sizes are multiples of it, unless the module says
+MULTIPLE = 32  # sides of other image sizes are multiples of this, or of the module's `multiple`
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Backbone(Transfer):
         }
 
     def build(self, scale: Scale, pretrained: bool = False) -> nn.Module:
-        """Build the network by the user's function, and try it on an image.
+        """Build the network with the user's function, and try it on two images.
 
         The function gets those of the keywords in_channels, out_channels, image_size and
         pretrained that it takes. `pretrained` tells it that training starts from the weights
         it returns; otherwise a checkpoint's weights replace them. Raises UserError if the
-        function fails, or returns no module (B, in_channels, S, S) → (B, out_channels, S, S)
-        whose weights a checkpoint can hold.
+        function fails, if it does not return a module that maps (B, in_channels, S, S) to
+        (B, out_channels, S, S), or if a checkpoint cannot hold the module's weights.
         """
         keywords = {
             "in_channels": get_task(self.source).channels,
@@ -80,9 +80,9 @@ class Backbone(Transfer):
         return network
 
     def check_training(self, network: nn.Module, scale: Scale) -> None:
-        """Raise UserError if the network cannot be trained: in train mode its output differs.
+        """Raise UserError if no parameter is trained, or if train mode gives a wrong output.
 
-        Buffers and the state of torch's random generator are as before afterwards.
+        Afterwards, buffers and the state of torch's random generator are as they were before.
         """
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise UserError(f"`network` {self.code} has no parameters that train")
@@ -110,7 +110,8 @@ class Backbone(Transfer):
     def run(self, network: nn.Module, images: Tensor) -> Tensor:
         """Return the network's output (B, C, H, W) for images (B, C', H, W).
 
-        Raises UserError if it fails, or is no tensor of numbers of the images' size.
+        Raises UserError if the network fails, or if its output is not a floating-point tensor
+        with the batch size, height and width of the images.
         """
         given = f"images of shape {tuple(images.shape)}"
         try:
@@ -139,11 +140,14 @@ class Backbone(Transfer):
                 kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise UserError(
                     f"`network` {self.code}: {name} in its state dict is a {kind}, "
-                    f"and checkpoints hold real numbers alone"
+                    f"and checkpoints hold only real numbers"
                 )
 
     def multiple(self, network: nn.Module) -> int:
-        """Return what the sides of images have to be multiples of: `network.multiple`, or 32."""
+        """Return what the sides of images have to be multiples of: `network.multiple`, or 32.
+
+        Raises UserError if `network.multiple` is not a whole number from 1 on.
+        """
         multiple = getattr(network, "multiple", MULTIPLE)
         if type(multiple) is not int or multiple < 1:
             raise UserError(
@@ -156,8 +160,8 @@ class Backbone(Transfer):
 def backbone(text: str, row: Transfer) -> Backbone:
     """Run the file of FILE.py:FUNCTION and return the row with the network of that function.
 
-    Imports of files beside it work while it is run. Raises UserError if it cannot be run or
-    has no such function.
+    While the file runs, it can import modules from its own folder. Raises UserError if it
+    cannot be run or has no such function.
     """
     file, _, function = text.rpartition(":")
     if not file or not function.isidentifier():
@@ -187,7 +191,7 @@ def _executed(file: str, source: bytes, digest: str) -> ModuleType:
     module = ModuleType(f"network_{digest[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
-    sys.path.append(str(path.parent))  # last: its neighbours do not hide this project's modules
+    sys.path.append(str(path.parent))  # last: files there must not hide this project's modules
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except UserError:
@@ -237,7 +241,7 @@ def _taken(function: Callable, keywords: Mapping, code: str) -> dict:
 def recorded_code(record: Mapping) -> str:
     """Return FILE.py:FUNCTION of a checkpoint's record; "" for a network of the table.
 
-    In one short line, whatever the record holds.
+    The result is one short line, whatever the record holds.
     """
     if "network_file" not in record:
         return ""
@@ -249,7 +253,7 @@ def check_code(path: str | Path, record: Mapping, transfer: Transfer | None) -> 
     """Compare the record of the checkpoint `path` with the row that is to load it.
 
     Logs a warning if the user's file has changed since, or another function is named. Raises
-    UserError if the checkpoint is of a network of a user's own and the row is the table's.
+    UserError if the checkpoint is of a user-defined network and the row is one of the table's.
     """
     code = recorded_code(record)
     if not code:

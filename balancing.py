@@ -54,7 +54,7 @@ def balanced_gradient(
 
     `gradients` yields (name, gradient) of one loss after the other. Their tensors are
     modified in place. The weighted sum is built from these gradients, so it needs no further
-    backward pass. The weights are known only after the last loss. But they are linear in the
+    backward pass. The weights are known only after the last loss, but they are linear in the
     norms g, so two running sums suffice instead of one gradient per loss: Σ w ∇L and
     Σ w g ∇L, where w is n − 1 for the direct loss and 1 for the others. No value is copied
     from the device to the CPU. `norm` measures a gradient, which may stand in any linear form.

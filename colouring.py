@@ -1,6 +1,6 @@
 """How each domain is shown: the table `LOOKS`, a row for each domain.
 
-The values that networks and losses work with stay as they are; this is for the eye only.
+The values that networks and losses work with stay as they are; colours are only for viewing.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,11 @@ class Look:
     in that unit.
     `limits`: the values at the ends of the scale; None takes them from the picture's own values.
     `centred`: whether `origin` is in the middle of a scale taken from the values.
-    `marks_invalid`: whether invalid pixels are grey. They are not where a valid pixel may have
-    the mask value too.
+    `marks_invalid`: whether invalid pixels are grey. It is False where valid pixels may have the
+    mask value, too.
     `frame`: pixels at each border that are not shown.
-    `apart`: the difference at the end of a difference's scale, as a share of the scale's length.
+    `apart`: the largest difference that pictures of differences show, as a share of the length
+    of the values' scale.
     """
 
     name: str
@@ -183,7 +184,7 @@ def difference(task: ImageTask, first: Tensor, second: Tensor, top: float) -> Te
 def top_difference(task: ImageTask, limits: Limits) -> float:
     """Return the difference at the end of the scale of a difference.
 
-    It depends on the limits alone, so pictures of all epochs compare.
+    It depends on the limits alone, so that the pictures of all epochs can be compared.
     """
     return (limits[1] - limits[0]) * look_of(task).apart
 

@@ -65,7 +65,7 @@ DIRECT = "mae"  # the published name of the loss against the ground truth
 PREDICTION = "n(x)"
 
 
-# ---- the published weights, in one's own loop ---------------------------------------
+# ---- the published weights, in your own loop ----------------------------------------
 
 
 def balance_gradients(
@@ -81,16 +81,17 @@ def balance_gradients(
 
         c_i = (G − g_i) / ((n − 1) G), that of the loss `direct` × (n − 1).
 
-    `losses` are {name: (B,) or a scalar}, of which the means are taken. For gradient
-    accumulation, give an iterable of such dictionaries, one for each part of a batch, such as a
-    generator that computes them: sizes are measured of the whole batch. In a process group of
+    `losses` are {name: (B,) or a scalar}; the mean of each is taken. For gradient accumulation,
+    give an iterable of such dictionaries, one for each part of a batch, such as a generator that
+    computes them: the sizes are then those of the whole batch's gradients. In a process group of
     torch.distributed, each loss's gradient is averaged over the processes before its size is
     measured, also for a network in DistributedDataParallel.
 
     Returns the weights, {name: scalar}. The losses' graphs are freed. Parameters that need no
     gradient are left out. A common factor of all losses, such as a GradScaler's, does not change
-    the weights. Raises UserError if a loss does not depend on any parameter, or if there is no
-    loss called `direct`.
+    the weights. Raises UserError if no parameter needs a gradient, if a loss does not depend on
+    what is trained, if there is no loss called `direct`, or if the parts of a batch have different
+    losses.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
@@ -162,10 +163,10 @@ def _summed(
 class _WithFrozenNetworks(nn.Module):
     """A module with frozen networks inside, which stay in eval mode.
 
-    They are no submodules. So they are not in `parameters()`, and no optimiser trains them; not
-    in `state_dict()`, so checkpoints stay small; and DistributedDataParallel does not send them.
-    `to()`, `cuda()`, `double()` and the like move and convert them, also as part of a module
-    that has this one as a child.
+    They are not submodules. So they are not in `parameters()`, and no optimiser trains them; they
+    are not in `state_dict()`, and checkpoints stay small; and DistributedDataParallel does not
+    send them. `to()`, `cuda()`, `double()` and the like do move and convert them, also when they
+    are called on a module that has this one as a child.
     """
 
     def __init__(self, graph: TaskGraph) -> None:
@@ -197,14 +198,16 @@ class Energy(_WithFrozenNetworks):
     and 1 a mean absolute deviation. By default, the statistics are those in the models folder;
     the shipped networks have them. Without any, the energy is the mean of |difference|.
 
-    `network` is your own in the place of rgb → normal: a module (B, 3, H, W) → (B, 3, H, W), both
-    in [0, 1], as `pretrained` returns one. It runs in eval mode, and is neither moved nor changed;
-    gradients flow to its parameters. The statistics of the models folder are not of it, so there
-    are none by default: name those of scripts.energy_calc with your checkpoint.
+    `network` is your own network in the place of rgb → normal: a module (B, 3, H, W) →
+    (B, 3, H, W), both in [0, 1], such as `pretrained` returns. It runs in eval mode, and is neither
+    moved nor changed; gradients flow to its parameters. The statistics of the models folder were
+    measured with another network, so none are used by default: as `statistics`, give those of a
+    run of scripts.energy_calc with your checkpoint.
 
-    Images of any size are resized, their shorter side to that of the networks; scripts.energy_calc
-    crops the centre square. Raises UserError if networks are missing, if the statistics are of
-    networks of another scale, or if `network` does not return normals of the images' size.
+    Images are resized so that their shorter side is that of the networks' images;
+    scripts.energy_calc crops the centre square instead. Raises UserError if networks are missing,
+    if the statistics are of networks of another scale, or if `network` does not return normals of
+    the images' size.
     """
 
     def __init__(
@@ -279,10 +282,10 @@ class ConsistencyLoss(_WithFrozenNetworks):
     both to that domain. Names, masks and formulas are the published ones: `titles` has the
     paths' letters. `squared` squares the differences.
 
-    `domains` are by default all of the published ones except imagenet, whose network has to be
-    downloaded: name it, and it will be. The frozen networks are the small ones that ship with the
-    project, trained on rooms at 64 pixels, or those in the folder `models_dir`. They are no part of
-    `parameters()` or `state_dict()`, and `to()` moves them.
+    `domains` are by default all of the published ones except imagenet, whose network is downloaded
+    if you name it. The frozen networks are the small ones that ship with the project, trained on
+    rooms at 64 pixels, or those in the folder `models_dir`. They are not part of `parameters()` or
+    `state_dict()`, but `to()` moves them.
 
     In your own loop, with the published weights:
 
@@ -330,7 +333,7 @@ class ConsistencyLoss(_WithFrozenNetworks):
         return {n: loss_title(self.config, n) for n in (DIRECT, *self.losses.values())}
 
     def choose(self, k: int) -> list[str]:
-        """Return `k` of the domains, chosen at random."""
+        """Return `k` of the domains, chosen at random. Raises UserError if there are fewer."""
         if not 0 <= k <= len(self.losses):
             raise UserError(f"`k` is 0 to {len(self.losses)} here, not {k}")
         return choose_losses(self.domains, k, {}, self._rng, at_random=True)
@@ -342,7 +345,7 @@ class ConsistencyLoss(_WithFrozenNetworks):
         domains: Sequence[str] | None = None,
         k: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return the losses of each sample, {name: (B,)}, float32 or more; "mae" is the first.
+        """Return the losses of each sample, {name: (B,)}, float32 or float64; "mae" is the first.
 
         `prediction` and `truth` are (B, C, H, W), encoded as the data's files are when they are
         read (docs/encodings.md): normals in [0, 1] for components in [−1, 1]. Pixels where the
@@ -442,7 +445,7 @@ def evaluate(
     checkpoint, or the folder of a run. `data` are folders with labelled views, of which the
     held-out ones are measured (by `split`; by default, the embedded rooms, which are rendered
     on first use); or batches {"rgb": (B, 3, S, S), target: (B, C, S, S), …}, where the labels of
-    other domains are wanted, not needed. `target`, `domains` and `models_dir` are those of
+    other domains are used if they are there. `target`, `domains` and `models_dir` are those of
     ConsistencyLoss. `subset_size` measures that many of the views, evenly spaced.
 
     The rows are "direct L1 × 100", for normals "angular error (°)", and for each domain
@@ -495,7 +498,7 @@ def _folders(data: object) -> list[str] | None:
 
 
 class _Called(nn.Module):
-    """Calls a network that is no submodule, so that nothing moves, freezes or changes it."""
+    """Calls a network that is not a submodule, so that nothing moves, freezes or changes it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ class TaskDataset(Dataset):
         return self.load(self.views[index])
 
     def load(self, view: View) -> tuple[Tensor, ...]:
-        """Load the tensors of a view, without augmentation."""
+        """Load the tensors of a view, without augmentation. Raises BadView if that fails."""
         if self._kept is None:
             return self._read(view)
         if view not in self._kept:
@@ -197,7 +197,8 @@ class TrainTaskDataset(TaskDataset):
     depend only on (seed, draw), so the workers' number and order do not matter.
 
     `strong_rgb` changes the look of rgb, after everything else, by `photometric.changed`; it
-    depends on (seed, draw) too. Views kept in memory are kept without it.
+    depends on (seed, draw) too. Views kept in memory are kept without it. Raises UserError as
+    TaskDataset does, and if `augment` is set for views in a pack, which are already resized.
     """
 
     def __init__(
@@ -331,7 +332,7 @@ class EndlessSampler(Sampler):
         while True:
             order = self._order(generator)
             order, draw = order[max(0, first - draw) :], max(draw, first)
-            for part in order.split(1024):  # a list of all would take 40 bytes a view
+            for part in order.split(1024):  # a list of all would take 40 bytes per view
                 for index in part.tolist():
                     yield draw, index
                     draw += 1
@@ -366,12 +367,12 @@ class Reality:
     every view once, in order; the last batch may be smaller. With several processes, each of
     the `count` gets its share of the batches.
 
-    A view that cannot be loaded is replaced by the next good one if `endless`, which depends
+    If `endless`, a view that cannot be loaded is replaced by the next good one, which depends
     only on (seed, draw). Otherwise it is left out. `bad` counts such views, and raises
     UserError if they exceed `max_bad_fraction` of the views seen so far.
 
     `degrade`, if it is set, maps each batch's rgb images (B, 3, S, S), and their numbers in the
-    data set, to others.
+    data set, to the images that are used instead.
     """
 
     degrade: Callable[[Tensor, Sequence[int]], Tensor] | None = None

@@ -38,7 +38,7 @@ SHIFTS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     "noise (σ)": (noisy, (0.025, 0.05, 0.1, 0.15, 0.2)),
     "darkening (factor)": (darkened, (0.8, 0.6, 0.35, 0.2, 0.1)),
 }
-# the least and the largest level of each
+# the lowest and the highest level of each
 BOUNDS = {
     "blur (σ)": (0.0, 64.0), "JPEG (quality)": (1.0, 100.0), "noise (σ)": (0.0, 1.0),
     "darkening (factor)": (0.0, 1.0),
@@ -68,9 +68,10 @@ def parse_shift(text: str) -> Shift:
 
 
 def shifted(images: Tensor, shift: Shift, numbers: Sequence[int]) -> Tensor:
-    """Apply a shift to images (B, 3, S, S) in [0, 1], on the CPU; each has a number.
+    """Apply a shift to images (B, 3, S, S) in [0, 1], on the CPU.
 
-    An image's noise depends only on its number, so it is independent of the batch size.
+    `numbers` are one for each image. An image's noise depends only on its number, so it is
+    independent of the batch size. Returns images of the same shape and range.
     """
     if shift == CLEAN:
         return images

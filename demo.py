@@ -92,11 +92,11 @@ def main(
     down, z away from the camera.
 
     Exit status: 0 when every image was done, 1 when some could not be read (the others are
-    done), 2 when nothing could be.
+    done), 2 when none could be.
 
     Args:
         task: normal, depth or reshading.
-        img_path: an image, or a folder of images; what is no image is skipped.
+        img_path: an image, or a folder of images; other files are skipped.
         output_dir: the folder for the results (default: results/demo).
         compare: write {name}_{task}_compare.png too: the input and all predictions.
         size: predict the whole image in its own aspect, its shorter side about that many

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from utils import UserError, reason_of
 
 FAILED = "xtconsistency/failed"  # key of the ranks' store: how many ranks have failed
-LOOK, GRACE = 2.0, 10.0  # seconds between looks at it, and until a rank is ended that goes on
+LOOK, GRACE = 2.0, 10.0  # seconds between checks of it, and before a rank that goes on is ended
 REACHED = datetime.timedelta(seconds=60)  # timeout for connecting to the store
 # What communication raises if another rank has ended.
 LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process")
@@ -85,7 +85,7 @@ def _first_number(file: str, pattern: str) -> int:
 def peak_memory(device: torch.device) -> float | None:
     """Return the peak memory of this process so far in MiB: of the GPU, or of the whole process.
 
-    None if the system does not tell. On the CPU everything counts, also views kept in memory.
+    None if the system does not report it. On the CPU everything counts, also views kept in memory.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -112,7 +112,7 @@ def compile_networks(networks: Iterable[nn.Module]) -> None:
     """
     if torch.cuda.device_count() > 1 and not dist.is_initialized():
         raise UserError(
-            "`compile` takes one GPU a process: CUDA_VISIBLE_DEVICES=0, or torchrun for several"
+            "`compile` takes one GPU per process: set CUDA_VISIBLE_DEVICES=0, or use torchrun"
         )
     allow_several_backward_passes()
     for network in networks:
@@ -251,8 +251,8 @@ def start_ranks() -> tuple[Ranks, torch.device]:
 class FailureWatch(threading.Thread):
     """Ends this process when another rank has failed and this one does not notice by itself.
 
-    A rank may be in a step or wait for data for long. `store` is shared by all ranks; `end` is
-    called `GRACE` seconds after one of them has failed, or if the store cannot be reached.
+    A rank may spend a long time in a step or waiting for data. `store` is shared by all ranks;
+    `end` is called `GRACE` seconds after one of them has failed or the store became unreachable.
     """
 
     def __init__(self, store: Any, end: Callable[[], object]) -> None:
@@ -273,7 +273,7 @@ class FailureWatch(threading.Thread):
                 return
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._over.set()
 
 
@@ -281,15 +281,15 @@ class FailureWatch(threading.Thread):
 def failing_together(ranks: Ranks) -> Iterator[None]:
     """Within the block, the failure of one rank ends all of them, with one message.
 
-    The rank that fails first tells the others by the ranks' store, and its exception passes. The
-    others end with status 1 and say nothing. If a rank ends without a word, because it was
-    killed, the first one that misses it raises UserError.
+    The rank that fails first tells the others through the ranks' store, and its exception
+    propagates. The others end with status 1 and print nothing. If a rank was killed and could not
+    tell the others, the first one that misses it raises UserError.
     """
     if ranks.count == 1:
         yield
         return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*address, is_master=False, timeout=REACHED)  # not the one of the groups
+    store = dist.TCPStore(*address, is_master=False, timeout=REACHED)  # a connection of its own
     watch = FailureWatch(store, lambda: os._exit(1))
     watch.start()
     try:
@@ -304,7 +304,7 @@ def failing_together(ranks: Ranks) -> Iterator[None]:
         if isinstance(error, RuntimeError) and LOST.search(str(error)):
             raise UserError(
                 f"rank {ranks.rank} has lost another process of this training, which was ended "
-                f"from outside, often for lack of memory: all end (`resume` goes on)"
+                f"from outside, often for lack of memory: all processes end (`resume` continues)"
             ) from error
         raise
     finally:

@@ -67,7 +67,10 @@ def yardstick_of(name: str) -> str:
 
 
 def straight_loss(domain: str) -> str:
-    """Return the name of a loss of `paths_to_one_target`: straight path against `domain`'s."""
+    """Return the name of the loss that compares the straight path with that through `domain`.
+
+    The paths are those of `paths_to_one_target`.
+    """
     return f"{_PERCEPTUAL_PREFIX}_{domain}"
 
 
@@ -134,8 +137,9 @@ def target_through_domains(
     The loss "mae" compares the prediction with the ground truth. Each domain adds a
     perceptual loss "percep_…", which maps prediction and ground truth to the domain and
     compares them there. It also adds the yardstick "direct_…", the error of rgb → domain,
-    with which the perceptual loss is compared for its win rate. `frozen` are the domains in
-    the freeze list (default: `domains`).
+    with which the perceptual loss is compared for its win rate. At most two of the domains may
+    be missing from `NOTATION`. `frozen` are the domains in the freeze list (default:
+    `domains`). `plot_paths` are shown in the pictures, on the `plot_realities`.
     """
     paths = {"x": ("rgb",), "y^": (target,), "n(x)": ("rgb", target)}
     losses = {"mae": {TRAINING: [("n(x)", "y^")]}}
@@ -259,7 +263,10 @@ energy_configs: dict[str, dict] = {
 
 
 def get_config(name: str) -> dict:
-    """Return the configuration of that name. Raises UserError, which lists the known names."""
+    """Return the configuration of that name.
+
+    Raises UserError if there is none; the message lists the known names.
+    """
     if name not in energy_configs:
         known = ", ".join(energy_configs)
         raise UserError(f"no energy configuration {name!r}{nearest(name, energy_configs)}"

@@ -41,14 +41,14 @@ def only_process_in(folder: Path, otherwise: str = "") -> Iterator[int]:
     """Hold a lock on the folder within the block; the system releases it if the process dies.
 
     Yields the folder's file descriptor. Raises UserError, with the message `otherwise` if it is
-    given, if another process holds the lock. File systems without locks are not locked.
+    given, if another process holds the lock. On file systems without locks, nothing is locked.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = otherwise or f"another process is writing into {folder}: wait for its end"
+            text = otherwise or f"another process is writing into {folder}: wait until it ends"
             raise UserError(text) from None
         except OSError:  # e.g. a folder on NFS
             pass
@@ -71,7 +71,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 def written_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path as `write_atomically` does, for a file that grows in the block.
 
-    At the end of the block, it is renamed to `path`; if the block is left otherwise, it is removed.
+    At the end of the block, it is renamed to `path`; if the block raises, it is removed. Raises
+    UserError if the file cannot be written.
     """
     path = Path(path)
     try:
@@ -100,7 +101,7 @@ def _flush(path: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits. Raises UserError if it is unreadable."""
     try:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -112,7 +113,10 @@ def sha256(file: Path) -> str:
 
 
 def write_json(path: Path, values: object, indent: int | None = 1) -> None:
-    """Write `values` as JSON, atomically. NaN and infinity become null."""
+    """Write `values` as JSON, atomically, with null for NaN and infinity.
+
+    Raises UserError if the file cannot be written.
+    """
     text = json.dumps(_finite(values), indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, lambda name: name.write_text(text, encoding="utf-8"))
 

@@ -25,23 +25,23 @@ from utils import UserError, log, nearest, reason_of
 try:
     import fire
     from fire.decorators import SetParseFns
-except ImportError:  # e.g. on a GPU machine without network: `_texts` reads the arguments then
+except ImportError:  # e.g. on a GPU machine without network; then `_texts` reads the arguments
     fire = None
 
-LARGEST = 2**62  # of whole numbers in flags
+LARGEST = 2**62  # absolute value of whole numbers in flags
 
 
 def command_line(main: Callable) -> None:
     """Run `main` with this process's command-line arguments, and exit with its status.
 
     Keyword-only parameters of `main` are flags; the others are positional arguments. Python
-    Fire parses the arguments; where it is not installed, `_texts` reads them alike. This function
-    adds:
+    Fire parses the arguments; where it is not installed, `_texts` reads them in the same way. This
+    function adds:
 
     - An unknown flag is an error that suggests the closest known flag, before `main` runs.
     - Values are converted according to the type hints of `main`. Strings are not changed.
-    - A `UserError`, a lack of memory and an error of the system that is about the machine (a
-      full disk, …) are printed as one line, with exit status 2.
+    - A `UserError`, a lack of memory and a system error that concerns the machine (a full disk,
+      …) are printed as one line, with exit status 2.
     - If nobody reads the output any more (`| head -1`), the program ends with status 141.
     - Characters that the terminal cannot show are printed as question marks.
     - --help prints the docstring of `main`.
@@ -73,7 +73,7 @@ def command_line(main: Callable) -> None:
         _end(f"error: cannot read or write{place}: {reason_of(error)}", 2)
 
 
-# Errors of the system that are about the machine or the user's files, not about this program
+# System errors that concern the machine or the user's files, not this program
 ENVIRONMENT = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ELOOP, errno.ENOTDIR,
@@ -212,7 +212,7 @@ class _Console(logging.Handler):
         warning = record.levelno == logging.WARNING
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         tqdm.write(f"warning: {text}" if warning else text, file=stream)
-        stream.flush()  # a file that the output goes to shows how far a long program is
+        stream.flush()  # so that output in a file shows how far a long program has got
 
 
 @contextmanager
@@ -293,8 +293,8 @@ def _value_name(name: str, types: set[type]) -> str:
 def _check_words(main: Callable, arguments: Sequence[str]) -> list[str]:
     """Raise UserError for arguments that `main` does not accept, and for missing ones.
 
-    Returns the arguments. The words of a positional parameter that is a list, which takes all
-    of them, are joined by commas to one.
+    Returns the arguments. If a positional parameter is a list, it takes all positional words,
+    which are joined by commas into one.
     """
     hints, parameters = accepted(main), inspect.signature(main).parameters
     flags = {_flag(name): p for name, p in parameters.items()}

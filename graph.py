@@ -19,7 +19,8 @@ class TaskGraph(nn.Module):
 
     Only the network of the edge `target` is trained (none if `target` is None). All others
     are frozen and stay in eval mode, even when `train()` is called. Parameters of the target
-    that are frozen stay so, unless all of them are.
+    that are already frozen stay frozen, unless all of them are. Raises UserError if there is no
+    network for `target`.
     """
 
     def __init__(self, networks: Mapping[Edge, nn.Module], target: Edge | None = None) -> None:
@@ -85,7 +86,10 @@ class TaskGraph(nn.Module):
         return tuple(edge) in self._names
 
     def network(self, edge: Edge) -> nn.Module:
-        """Return the network of an edge. Raises UserError, which lists the source's targets."""
+        """Return the network of an edge.
+
+        Raises UserError if there is none; the message lists the targets from that source.
+        """
         if edge not in self._names:
             targets = [target for source, target in self._names if source == edge[0]]
             raise UserError(

@@ -6,7 +6,7 @@
 
 The parameters are those of `consistency`. The modules of this project have short names (`utils`,
 `models`, …), which a program that loads them may have too. So they are imported in isolation: as
-`xtconsistency.utils`, `xtconsistency.models`, … Afterwards, `import utils` is the program's own.
+`xtconsistency.utils`, `xtconsistency.models`, … `import utils` still finds the program's own.
 """
 
 # no names are imported from modules: torch.hub.list would show them as entry points
@@ -33,22 +33,22 @@ def normals(**options):
 
 
 def depth(**options):
-    """Return a network for depth: (B, 3, H, W) → (B, 1, H, W). See `normals`."""
+    """Return a network for depth: (B, 3, H, W) → (B, 1, H, W), both in [0, 1]. See `normals`."""
     return _consistency().pretrained("depth", **options)
 
 
 def reshading(**options):
-    """Return a network for shading: (B, 3, H, W) → (B, 3, H, W). See `normals`."""
+    """Return a network for shading: (B, 3, H, W) → (B, 3, H, W), in [0, 1]. See `normals`."""
     return _consistency().pretrained("reshading", **options)
 
 
 def energy(**options):
-    """Return the consistency energy, (B, 3, H, W) → (B,): `consistency.Energy`."""
+    """Return a module for the consistency energy, (B, 3, H, W) → (B,): `consistency.Energy`."""
     return _consistency().Energy(**options)
 
 
 def consistency_loss(*arguments, **options):
-    """Return the losses, (prediction, truth) → {name: (B,)}: `consistency.ConsistencyLoss`.
+    """Return a module for the losses, (prediction, truth) → {name: (B,)}: `ConsistencyLoss`.
 
     Its `balance_gradients` is `consistency.balance_gradients`.
     """
@@ -66,8 +66,8 @@ def _consistency() -> types.ModuleType:
 def _import_renamed() -> None:
     """Import `consistency`, and rename all modules of the project to xtconsistency.…
 
-    The program's modules of the same names, and its search path, are as before. The renaming
-    includes what the modules define, so that pickle and torch.compile find it.
+    The program's modules of the same names, and its search path, stay as they were. Classes and
+    functions of the modules are renamed too, so that pickle and torch.compile find them.
     """
     own = {p.stem for p in _ROOT.glob("*.py")} | {p.parent.name for p in _ROOT.glob("*/*.py")}
 

@@ -29,7 +29,7 @@ class Budget:
 
 
 class LabelCache:
-    """Caches the values (C, S, S) of paths from files, by path and view.
+    """Caches the values (C, S, S) of paths that start at files, by path and view.
 
     A cache serves one data set. Values stay on the device that computed them. Those that do
     not fit into the budget are computed again each time, and so are those of paths from the
@@ -43,7 +43,7 @@ class LabelCache:
     def frozen_values(
         self, graph: TaskGraph, paths: Mapping[str, Sequence[str]], batch: Batch
     ) -> dict[Path, Tensor]:
-        """`values` of the paths, each up to where it passes through the graph's target network."""
+        """Return `values` of the paths, each only up to the graph's target network."""
         frozen = {}
         for name, path in paths.items():
             edges = list(zip(path, path[1:], strict=False))

@@ -60,7 +60,10 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def valid_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of |p − t| over valid pixels per sample: (B,). NaN if none is valid."""
+    """Return the mean of |p − t| over valid pixels per sample: (B,). NaN if none is valid.
+
+    `prediction` and `target` are (B, C, H, W), `mask` is bool (B, C, H, W) or (B, 1, H, W).
+    """
     error = ((prediction - target).abs() * mask).sum(dim=(1, 2, 3))
     return error / mask.expand_as(prediction).sum(dim=(1, 2, 3))
 
@@ -79,7 +82,8 @@ def angles(first: Tensor, second: Tensor) -> Tensor:
 def angular_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean angle in degrees between encoded normals over valid pixels: (B,).
 
-    `prediction` and `target` are (B, 3, H, W) in [0, 1], which encodes normals in [−1, 1].
+    `prediction` and `target` are (B, 3, H, W) in [0, 1], which encodes normals in [−1, 1]. Of the
+    bool `mask` (B, C, H, W), the first channel is used. NaN if no pixel is valid.
     """
     valid = mask[:, 0]
     return (angles(prediction, target) * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))

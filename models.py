@@ -38,8 +38,8 @@ def read_weights(
 ) -> tuple[dict[str, Tensor], dict]:
     """Read a checkpoint: its state dict in float32 without name prefixes, and its record.
 
-    Prefixes of `names`, those of the network to load, are kept, and those of a network that
-    the record says is a user's own.
+    Names that the network to load has (`names`) keep their prefixes, and so do all names of a
+    network that the record says is user-defined.
 
     The record holds everything else that the checkpoint stores: in this project's own
     checkpoints the image size, the width and how they were made; in safetensors files the
@@ -71,7 +71,7 @@ def _contents(path: Path, edge: Edge | None = None, mapped: bool = False) -> tup
     """Return the tensors of a checkpoint as stored, by name, and its record.
 
     `mapped`: the values stay on the disk where the format allows it, and only the checksum of
-    the names, shapes and record is verified. Raises UserError as `read_weights`.
+    the names, shapes and record is verified. Raises UserError as `read_weights` does.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
@@ -204,9 +204,10 @@ def load_network(
     """Load a checkpoint into `network` and return its record (see `read_weights`).
 
     Raises UserError if the checkpoint was trained at another scale or does not fit the
-    network; the message lists the first entries that differ. `any_size` accepts checkpoints
-    for another image size, as initial weights for training. A checkpoint of a network of a
-    user's own needs `transfer`, the row that built it (`backbones.Backbone`).
+    network (the message lists the first entries that differ), or as `read_weights` does.
+    `any_size` accepts checkpoints for another image size, as initial weights for training. The
+    checkpoint of a user-defined network needs `transfer`, the row that built the network
+    (`backbones.Backbone`).
     """
     network = unwrapped(network)
     weights, record = read_weights(path, edge, network.state_dict().keys())
@@ -230,7 +231,7 @@ def load_network(
 def fill_network(network: nn.Module, path: str | Path, weights: Mapping[str, Tensor]) -> None:
     """Give `network` weights that `read_weights` has read from `path`.
 
-    Raises UserError if they do not fit, as `load_network`.
+    Raises UserError if they do not fit, as `load_network` does.
     """
     network.load_state_dict(_fitting(path, network, weights, None))
 
@@ -263,7 +264,8 @@ def save_network(
 ) -> None:
     """Write a network's weights, its scale and `record` (plain values), atomically.
 
-    `half` stores the weights as float16. A DataParallel wrapper is removed first.
+    `half` stores the weights as float16. A DataParallel wrapper is removed first. Raises UserError
+    if the file cannot be written.
     """
     network = unwrapped(network)
     weights = {
@@ -307,8 +309,8 @@ def recorded_scale(path: str | Path, build: Callable[[Scale], nn.Module] | None 
 
     The weights are not read. `build` makes the network at a scale (`Transfer.build`). If it is
     given, the recorded scale is compared with the weights' shapes, on a network that takes no
-    memory. Raises UserError if they do not agree, if the checkpoint is of a network of a user's
-    own, or as `read_weights`.
+    memory: this raises UserError if they do not agree, or if the checkpoint is of a user-defined
+    network. Also raises UserError as `read_weights` does.
     """
     weights, record = _contents(Path(path), mapped=True)
     scale = _scale_in(record, path)
@@ -335,7 +337,7 @@ def _scale_in(record: Mapping, path: str | Path) -> Scale:
 def read_record(path: str | Path) -> dict:
     """Return what a checkpoint records besides its weights, which are not read.
 
-    Raises UserError as `read_weights`.
+    Raises UserError as `read_weights` does.
     """
     return _contents(Path(path), mapped=True)[1]
 

@@ -60,7 +60,7 @@ def find_published(publisher: str, domain: str, folders: Iterable[str | Path]) -
 
 
 def published_file(publisher: str, domain: str, folders: Sequence[str | Path]) -> Path:
-    """Return the network's file as `find_published`. Raises UserError if there is none."""
+    """Return the network's file as `find_published` does. Raises UserError if there is none."""
     if domain not in PUBLISHERS[publisher]:
         known = " and ".join(PUBLISHERS[publisher])
         raise UserError(f"{publisher} stands for networks rgb → {known}, not rgb → {domain}")
@@ -77,7 +77,7 @@ def published_file(publisher: str, domain: str, folders: Sequence[str | Path]) -
 def load_published(path: str | Path) -> tuple[nn.Module, Scale]:
     """Build a recognised network and load its weights. Returns it and the scale of its images.
 
-    It maps (B, 3, H, W) in [0, 1] to (B, C, H, W): Omnidata's to 0 and more, Taskonomy's to
+    It maps (B, 3, H, W) in [0, 1] to (B, C, H, W): Omnidata's to values from 0 on, Taskonomy's to
     [0, 1]. Raises UserError if the file is not recognised, or does not hold such a network.
     """
     found = recognised(path)
@@ -99,7 +99,7 @@ def _omnidata(path: Path) -> tuple[nn.Module, Scale]:
 def scale_of(weights: dict[str, Tensor]) -> Scale:
     """Return the scale of a U-Net from the shapes of its weights. Omnidata records none.
 
-    The published scale stands for weights of another network; these do not fit then.
+    For the weights of another network, this is the published scale, which they then do not fit.
     """
     first = weights.get("down1.conv1.weight")
     width = first.shape[0] if first is not None and first.dim() else 0
@@ -140,7 +140,7 @@ def initial_weights(init: str, edge: Edge, scale: Scale, folders: Sequence[str |
     """Return the file that training starts from: `init` itself, or that of the publisher's name.
 
     Raises UserError if it is another publisher's network and does not fit the network rgb →
-    target of this run, before anything of it is read but the shapes.
+    target of this run.
     """
     name = is_publisher(init)
     found = Published(init, "normal") if name else recognised(init)

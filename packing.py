@@ -279,4 +279,5 @@ def _warn_of_misnamed(source: Path, chosen: Sequence[ImageTask]) -> None:
 
 
 def tasks_with_files(places: Sequence[Place]) -> list[ImageTask]:
+    """Return the domains that have files in at least one of the places, in the order of `TASKS`."""
     return [task for task in TASKS.values() if any(place.view_names(task) for place in places)]

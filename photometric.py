@@ -1,6 +1,6 @@
-"""Strong changes of an image's look, for training networks that are to see photographs.
+"""Strong changes of an image's look, for training networks that will be used on photographs.
 
-They change rgb alone, and move no pixel: every label stays what it is.
+They change only rgb, and move no pixel, so every label stays valid.
 """
 
 import random
@@ -74,7 +74,7 @@ def make_blurred(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def make_coarse(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Resize to 40 … 80 % of the size and back, as an image that was enlarged."""
+    """Resize to 40 … 80 % of the size and back, so that it looks like an enlarged image."""
     share = rng.uniform(0.4, 0.8)
     small = [max(1, round(side * share)) for side in image.size]
     how = Image.Resampling.BILINEAR
@@ -82,7 +82,7 @@ def make_coarse(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def make_noisy(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Add Gaussian noise of up to 6 % of the range, the same for all channels or for each."""
+    """Add Gaussian noise, σ = 0.5 … 6 % of the range, one for all channels or for each."""
     values = np.asarray(image, np.float32)
     spread, channels = rng.uniform(0.005, 0.06) * 255, rng.choice((1, 3))
     noise = np.random.default_rng(rng.getrandbits(64)).normal(

@@ -74,7 +74,7 @@ def montage(columns: Mapping[str, Tensor], cell: int = 256) -> Image.Image:
     rows = max(len(column) for column in cells)
     black = torch.zeros_like(cells[0][0])
     flat = [column[y] if y < len(column) else black for y in range(rows) for column in cells]
-    # the black one more keeps a single cell from losing its padding
+    # the additional black cell keeps a single cell from losing its padding
     grid = make_grid([*flat, black], nrow=len(cells), padding=PADDING)
     width, header = cells[0].shape[-1], max(18, cell // 10)
     below = rows * (cells[0].shape[-2] + PADDING) + PADDING
@@ -130,8 +130,8 @@ class Ball:
 class Column:
     """A column of a page.
 
-    `cells` is (B, 3, H, W) in [0, 1], a cell for each row. `letters` stand below the heading.
-    `legend` stands below the column, and below the `span` − 1 columns to its left too.
+    `cells` is (B, 3, H, W) in [0, 1], a cell for each row. `letters`, those of the path, stand
+    below the heading. `legend` stands below the column and the `span` − 1 columns to its left.
     """
 
     heading: str
@@ -179,7 +179,7 @@ def page(
 
 @cache
 def _words(size: int) -> ImageFont.FreeTypeFont:
-    """Return a font that has all signs of headings and numbers. It comes with matplotlib."""
+    """Return a font with all characters of headings and numbers. It comes with matplotlib."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -28,11 +28,11 @@ def make_shards(
 ) -> tuple[int, int, int]:
     """Write the files of a data set as they are into shards `{target}/{name}-000000.tar` …
 
-    Shards hold views of one part (train, val or test, of the split without a file) in random
-    order, and are begun anew after about so many `megabytes`. `tasks` are by default all domains
-    with files. Returns the numbers of shards, of views, and of views left out because a file
-    cannot be read. The folder appears when it is complete. Raises UserError if the source cannot
-    be read or the target cannot be written.
+    Each shard holds views of one part (train, val or test, of the split without a file) in random
+    order, and has about `megabytes`. `tasks` are by default all domains with files. Returns the
+    numbers of shards, of views, and of views left out because a file cannot be read. The folder
+    appears when it is complete. Raises UserError if the source cannot be read or the target cannot
+    be written.
     """
     source, target = Path(source), Path(target)
     if not target.name or target.name == "..":
@@ -96,7 +96,7 @@ def _write(
 
 
 def _sample(view: View, tasks: Sequence[ImageTask]) -> tuple[dict, dict[str, str]]:
-    """Return the files of a view as webdataset writes them, and the reasons if there are none."""
+    """Return a view's files for webdataset to write, and the reasons why files cannot be read."""
     sample: dict = {"__key__": key_of(view.part, view.building, view.name)}
     reasons = {}
     for path, task in _files(view, tasks):
@@ -108,6 +108,6 @@ def _sample(view: View, tasks: Sequence[ImageTask]) -> tuple[dict, dict[str, str
 
 
 def _files(view: View, tasks: Sequence[ImageTask]) -> Iterator[tuple[Path, ImageTask]]:
-    """Yield each file of a view once, which several domains may be made of."""
+    """Yield each file of a view once; several domains may be made of the same file."""
     for task in {task.folder: task for task in tasks}.values():
         yield view.path(task), task

@@ -29,7 +29,7 @@ from utils import ROOT, Job, UserError, log
 SHIPPED = ROOT / "assets" / "rooms_models"
 REFITS = "on_predictions"  # in a models folder: its networks, refitted on predictions
 DEMO_MODELS = ROOT / "assets" / "demo_models"
-CONNECT_SECONDS = 15  # without an answer, after which a download is given up
+CONNECT_SECONDS = 15  # seconds without an answer after which a download is given up
 TRAINED = "trained"  # folder of networks trained here, inside the job's models folder
 
 # ---- checkpoints by name ------------------------------------------------------------
@@ -70,7 +70,7 @@ def find_variant(
 def find_scale(models_dir: str | Path, transfers: Iterable[Transfer]) -> Scale | None:
     """Return the scale of the first trainable transfer's checkpoint that exists, or None.
 
-    Networks of a user's own have no such scale, and are passed over.
+    User-defined networks have no such scale, and are skipped.
     """
     for transfer in transfers:
         path = Path(models_dir) / transfer.checkpoint
@@ -83,7 +83,8 @@ def imagenet_weights(models_dir: str | Path, transfer: Transfer) -> dict[str, Te
     """Return ResNet-50's ImageNet weights with the parameter names of ResNetClass.
 
     They are read from `models_dir` if the file exists, and otherwise downloaded by
-    torchvision, which keeps them in its cache. Raises OSError if the download fails.
+    torchvision, which keeps them in its cache. Raises OSError if the download fails, and
+    UserError if the file is not a checkpoint.
     """
     path = Path(models_dir) / transfer.checkpoint
     weights = read_weights(path)[0] if path.is_file() else _downloaded_imagenet()
@@ -150,9 +151,9 @@ class Sources:
         return find_variant(self.models_dirs, transfer.target) if has_variants(transfer) else None
 
     def for_energy(self, transfer: Transfer) -> Path | None:
-        """Return the checkpoint that the energy takes where there is a choice, or None.
+        """Return the checkpoint that the energy prefers to `find`'s, or None.
 
-        For rgb → target that is the one trained with consistency. For other networks, it is the
+        For rgb → target, it is the one trained with consistency. For other networks, it is the
         one refitted on predictions, in the folder REFITS beside the network that was refitted.
         """
         if transfer.source == "rgb":
@@ -182,7 +183,7 @@ class Sources:
                 ))  # fmt: skip
             raise UserError(
                 f"no checkpoint {transfer.checkpoint} ({transfer.source} → {transfer.target}) in "
-                f"{places}. Ways on: {'; '.join(ways)}"
+                f"{places}. What helps: {'; '.join(ways)}"
             )
         return path
 
@@ -308,7 +309,8 @@ def settle_measuring(
     """Choose the sources of a program that only measures, and log them.
 
     Unlike in `settle`, the shipped rooms networks are used on any data if the job's models
-    folder has no networks. Unless `labelled`, no data set is chosen (or rendered).
+    folder has no networks. Unless `labelled`, no data set is chosen (or rendered). Raises
+    UserError if a folder does not exist or cannot be used.
     """
     own = own_models(job) if models_dir is None else [Path(models_dir)]
     models = own[0]

@@ -1,8 +1,8 @@
 """Batches from shards, which are read from their beginning to their end.
 
 A process that loads views (a *reader*) has shards of its own in each pass over the data. It reads
-`buffer` views at a time, and gives them out in random order. What comes when depends only on the
-seed, the shards and the number of readers, so that a resumed run goes on with the same views.
+`buffer` views at a time, and gives them out in random order. This order depends only on the
+seed, the shards and the number of readers, so a resumed run goes on with the same views.
 """
 
 import random
@@ -19,7 +19,7 @@ from loading.view_sequence import Views
 from loading.workers import prepare_worker
 from utils import UserError, log
 
-BUFFER = 1000  # views of which the order is mixed
+BUFFER = 1000  # views that are shuffled together
 
 
 def is_sharded(dataset: TaskDataset) -> bool:
@@ -150,7 +150,7 @@ class Stream(IterableDataset):
 
 
 class ShardReality(Reality):
-    """A Reality whose views are in shards. `begin` skips batches, as of other data.
+    """A Reality whose views are in shards. `begin` skips batches, as for other data.
 
     Raises UserError if there are fewer shards of training views than processes.
     """

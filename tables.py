@@ -42,7 +42,8 @@ def markdown_table(head: Row, rows: Sequence[Row]) -> str:
 def write_csv(path: Path, columns: Mapping[str, Sequence | np.ndarray]) -> None:
     """Write columns of equal length, after an unnamed column of row numbers (as published).
 
-    Numbers are written with enough digits to restore the same float64.
+    Numbers are written with enough digits to restore the same float64, and NaN as an empty cell.
+    Raises UserError if the file cannot be written.
     """
 
     def write(name: Path) -> None:

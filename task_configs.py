@@ -46,7 +46,7 @@ def identity(x: Tensor) -> Tensor:
 
 
 def clamp_maximum(x: Tensor, maximum: float) -> Tensor:
-    """Divide by `maximum` and clamp to [0, 1]."""
+    """Divide values of any shape by `maximum` and clamp to [0, 1]."""
     return (x.float() / maximum).clamp(0, 1)
 
 
@@ -56,7 +56,8 @@ SIGMA = 2.0  # standard deviation in pixels of the Gaussian in `blur`
 def blur(x: Tensor, maximum: float, sigma: float = SIGMA) -> Tensor:
     """Apply a Gaussian filter, then x^0.8 / maximum^0.8, clamped to [0, 1].
 
-    The filter works on 32-bit integers, so each of its two passes truncates. The published
+    (1, S, S) int32 → (1, S, S) float32; `sigma` is in pixels. The filter works on 32-bit
+    integers, so each of its two passes truncates. The published
     code does the same, and the published networks were trained on its output.
     """
     return raise_to_power(smooth(x, sigma), maximum)
@@ -347,14 +348,17 @@ TASKS = _table(
 )
 
 
-# Domains that the published system does not have. Theirs are computed from other domains' files.
+# Domains that the published system does not have. They are computed from other domains' files.
 OWN_TASKS = _table(
     ImageTask("corners", channels=1, folder="rgb", transform=corners, deep=False),
 )
 
 
 def get_task(name: str) -> ImageTask:
-    """Return the task of that name. Raises UserError, which lists the known names."""
+    """Return the task of that name.
+
+    Raises UserError if there is none; the message lists the known names.
+    """
     known = TASKS | OWN_TASKS
     if name not in known:
         raise UserError(f"no task {name!r}{nearest(name, known)} (there are: {', '.join(known)})")

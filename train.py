@@ -84,7 +84,7 @@ def main(
     compute: ComputeOptions,
     run: RunOptions,
 ) -> dict[str, dict[str, float]]:
-    """Train rgb → target by an energy configuration, by another method, or any other transfer.
+    """Train rgb → target by an energy configuration or another method, or train another transfer.
 
     Example: python -m train multiperceptual_normal --k 2 --random-select
 

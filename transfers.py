@@ -29,7 +29,8 @@ class Scale:
     (256, 16, 6) gives the published networks. `levels` is the number of times the deepest
     network halves the image. If it is 6 − n, every network has n levels fewer than published.
     By default, n is the number of times the image size was halved from 256, so the bottleneck
-    keeps its size in pixels. Larger images keep the published depth.
+    keeps its size in pixels. Larger images keep the published depth. Raises UserError for a scale
+    that the networks cannot have.
     """
 
     image_size: int = FULL_SIZE
@@ -208,7 +209,7 @@ TRANSFERS = _table(
 
 
 # Rows that the published system does not have, for methods that need them (docs/methods.md).
-# Those to rgb are what `generic_transfer` returns where their files exist.
+# Those to rgb equal what `generic_transfer` returns for these edges.
 OWN_TRANSFERS = _table(
     Transfer("rgb", "corners", modules.ShiTomasi, trainable=False),
     Transfer("normal", "corners", _UNet, 5),
@@ -238,7 +239,7 @@ def get_transfer(source: str, target: str, models_dir: str | Path | None = None)
 
 
 def any_transfer(source: str, target: str, models_dir: str | Path | None = None) -> Transfer:
-    """Return the edge's row of `OWN_TRANSFERS`, or else `get_transfer`'s."""
+    """Return the edge's row of `OWN_TRANSFERS`, or else that of `get_transfer`, with its errors."""
     return OWN_TRANSFERS.get((source, target)) or get_transfer(source, target, models_dir)
 
 

@@ -56,7 +56,7 @@ def check_positive(**values: float | None) -> None:
 
 
 def check_regular(path: str | Path) -> None:
-    """Raise OSError if `path` is there but is no file, such as a pipe, whose opening may hang."""
+    """Raise OSError unless `path` is a regular file: opening a pipe, for example, may hang."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
@@ -100,9 +100,9 @@ def read_job(path: str | Path = ROOT / "config" / "jobinfo.txt") -> Job:
     """Read the job from a file: `name, base_dir`, or `name, 0, base_dir` as published.
 
     A relative base folder is relative to the project's folder, wherever a program is started
-    (published: to the current folder). The middle field is ignored: it
-    is a resume number that the published code reads but never uses. Raises UserError if the
-    file cannot be read or has another format.
+    (published: to the current folder). The middle field is ignored: it is a resume number that
+    the published code reads but never uses. Raises UserError if the file cannot be read or has
+    another format.
     """
     try:
         fields = [field.strip() for field in Path(path).read_text().strip().split(",")]

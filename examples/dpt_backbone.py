@@ -1,4 +1,4 @@
-"""A dense prediction transformer (DPT) of Hugging Face as the network that trains.
+"""A dense prediction transformer (DPT) from Hugging Face as the network that is trained.
 
 pip install transformers
 python -m train rgb2normal --network examples/dpt_backbone.py:build --image-size 256
@@ -34,7 +34,7 @@ class DPT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # As the model's own forward, except that it takes every image for a square one.
+        # Like the model's own forward, but also for images that are not square.
         states = self.network.dpt(2 * x - 1, output_hidden_states=True).hidden_states[1:]
         taken = [states[i] for i in self.network.config.backbone_out_indices]
         rows, columns = (side // PATCH for side in x.shape[-2:])

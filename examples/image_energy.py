@@ -4,7 +4,7 @@ python examples/image_energy.py FOLDER
 
 Prints the consistency energy of each image of a folder (or of one image), the highest first: 0 is
 the mean of rooms like those that the networks were trained on, and 1 a mean absolute deviation.
-With --to, also writes a grey picture of each image's energy by pixel.
+With --to, it also writes a grey picture of the energy of each image's pixels.
 """
 
 import argparse

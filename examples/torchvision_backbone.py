@@ -1,4 +1,4 @@
-"""A network of torchvision as the one that trains: LR-ASPP on a MobileNetV3, 3.2 million weights.
+"""A torchvision network as the one that is trained: LR-ASPP on MobileNetV3, 3.2 million weights.
 
 python -m train rgb2normal --network examples/torchvision_backbone.py:build
 python -m train multiperceptual_normal --k 2 --random-select \

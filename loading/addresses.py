@@ -1,4 +1,4 @@
-"""Where publishers offer weights and data. Whether an address is alive shows when it is tried."""
+"""Where publishers offer weights and data. An address is not checked before it is used."""
 
 import re
 from typing import NamedTuple

@@ -20,7 +20,7 @@ from utils import UserError, reason_of
 # Limit of the unpacked size: archive size × LARGEST_RATIO + ALWAYS_ALLOWED bytes. Images and
 # weights hardly compress, so an archive that exceeds it is a decompression bomb.
 LARGEST_RATIO, ALWAYS_ALLOWED = 20, 64 * 2**20
-ENTRY = 4096  # bytes that a file, and each folder of its name, counts at least, as on a disk
+ENTRY = 4096  # bytes that each file, and each folder in its path, counts as at least (as on disk)
 LARGEST_HEADER = 2**18  # bytes read to find the next member of a tar file, with extended headers
 BLOCK = 2**18  # bytes read at a time
 # Exceptions that reading a broken archive raises.
@@ -48,8 +48,8 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
     Existing files of the same name are replaced; others are kept. Everything is unpacked to
     a temporary folder first. So if the archive is broken or refused (UserError), `folder` is
     unchanged. An archive is refused if it holds absolute paths, "..", links or devices, if its
-    content is far larger than the archive (see LARGEST_RATIO), or if its headers are (see
-    LARGEST_HEADER). It is broken if a checksum is wrong, or if its end is missing.
+    content is far larger than the archive (see LARGEST_RATIO), or if its headers are too long
+    (see LARGEST_HEADER). It is broken if a checksum is wrong, or if its end is missing.
     """
     archive, folder = Path(archive), Path(folder)
     try:
@@ -75,7 +75,7 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
 
 
 def check_archive(archive: Path) -> None:
-    """Read a whole archive without writing anything. Raises UserError as `unpack`."""
+    """Read a whole archive without writing anything. Raises UserError as `unpack` does."""
     try:
         for member in _safe_members(archive):
             _copy(archive, member, lambda block: None)
@@ -125,7 +125,7 @@ def _copy(archive: Path, member: Member, write: Callable[[bytes], object]) -> No
 
 
 def _safe_members(archive: Path) -> Iterator[Member]:
-    """Yield the files of an archive. Raises UserError before one that is to be refused."""
+    """Yield the files of an archive. Raises UserError at a file that is refused."""
     limit = remaining = LARGEST_RATIO * archive.stat().st_size + ALWAYS_ALLOWED
     for member in _members(archive, limit):
         _check_name(archive, member.name)
@@ -186,8 +186,9 @@ class _Bounded:
 def _members_of_tar(archive: Path, start: bytes, limit: int) -> Iterator[Member]:
     """Yield the files of a tar file, compressed or not, which begins with `start`.
 
-    tarfile takes a damaged header for the end, and does not read what follows the end: neither
-    the checksum of the compression nor where it is cut off. Raises ValueError for these.
+    tarfile takes a damaged header for the end, and reads nothing after it. So this function
+    raises ValueError if the end is not a proper one, and reads the rest of the stream: that
+    raises an error if the compression's checksum is wrong or the file is cut off.
     """
     opener = next((how for magic, how in COMPRESSED.items() if start.startswith(magic)), open)
     with opener(archive, "rb") as stream:

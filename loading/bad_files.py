@@ -8,7 +8,7 @@ from PIL import UnidentifiedImageError
 
 from utils import UserError, log, reason_of
 
-TRIES = 100  # give up after so many bad views in a row: more than a few files must be wrong
+TRIES = 100  # give up after this many bad views in a row: more than a few files must be wrong
 SEEN_AT_LEAST = 1000  # minimum number of views from which the share of bad ones is computed
 
 Loaded = TypeVar("Loaded")

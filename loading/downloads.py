@@ -16,7 +16,7 @@ from files import read_json, write_json
 from utils import UserError, log
 
 TIMEOUT = 30  # seconds to wait for a response
-ATTEMPTS = 5  # give up after so many attempts in a row without progress
+ATTEMPTS = 5  # give up after this many attempts in a row without progress
 PAUSE = 1.0  # seconds after the first failed attempt; doubled after each further one
 BLOCK = 2**20  # bytes read at a time
 SUMS = "SHA256SUMS"  # optional file of a mirror; the authors published neither sizes nor hashes
@@ -51,9 +51,9 @@ def fetch(
     """Download `url` to `path`.
 
     The data are written to `path`.part, from which the next call resumes. `path`.part.json
-    records which version of the file they are of: its ETag, date and length. If the file on the
-    host has changed since, the download begins anew. It also does if the host tells neither
-    ETag nor date, unless `sha256` is given, which a mixture of two versions would not have.
+    records which version of the file they belong to: its ETag, date and length. If the file on
+    the host has changed since, the download begins anew. It also does if the host sends neither
+    ETag nor date, unless `sha256` is given, by which a mixture of two versions would be noticed.
 
     The file is renamed to `path` when it is complete: when its length and, if given, its
     SHA-256 are right, and `check` raises no UserError. Raises NotThere if the host does not have
@@ -116,14 +116,14 @@ def _continue(url: str, part: Path, quiet: bool, verified: bool) -> None:
         except OSError as error:
             raise UserError(f"cannot write {part}: {error.strerror}") from None
     if total is not None and size < total:
-        raise Interrupted(f"{size} of {total} bytes came")
+        raise Interrupted(f"{size} of {total} bytes arrived")
 
 
 def _begun(url: str, part: Path, verified: bool) -> tuple[http.client.HTTPResponse | None, int]:
-    """Request what is missing of `part`. Returns the response and the byte at which it begins.
+    """Request the missing rest of `part`. Returns the response and the byte at which it begins.
 
-    The response is None if nothing is missing. If the whole file comes, `part` is removed and
-    the file's version is recorded.
+    The response is None if nothing is missing. If the host sends the whole file, `part` is
+    removed and the file's version is recorded.
     """
     version = _recorded_version(url, part)
     is_known = version.get("etag") or version.get("modified")
@@ -158,7 +158,7 @@ def _address(url: str) -> str:
 
 
 def _version(response: http.client.HTTPResponse) -> dict[str, str]:
-    """Return what a response tells about the version of its file: ETag, date, length in bytes."""
+    """Return what a response says about its file's version: ETag, date, length in bytes."""
     headers = response.headers
     whole = (headers.get("Content-Range") or "").rpartition("/")[2]
     length = whole if response.status == 206 else headers.get("Content-Length")
@@ -177,7 +177,7 @@ def _opened(url: str, offset: int, version: Mapping) -> http.client.HTTPResponse
     """Request `url` from byte `offset` on, if the host supports it.
 
     Returns None if the file ends there. Raises Changed if the host's file is not of `version`
-    (see `_version`; of what is not in it, nothing is compared).
+    (see `_version`; entries that it lacks are not compared).
     """
     headers = {"User-Agent": "xtconsistency", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers)
@@ -201,7 +201,7 @@ def _opened(url: str, offset: int, version: Mapping) -> http.client.HTTPResponse
             raise Interrupted(str(reason) or type(reason).__name__) from None
         raise Unreachable(f"no answer from {url}: {reason}") from None
     except ValueError as error:
-        raise UserError(f"{url} is no address: {error}") from None
+        raise UserError(f"{url} is not an address: {error}") from None
     if "html" in (response.headers.get("Content-Type") or ""):
         response.close()
         raise Unreachable(f"{url} gives a web page, not the file")
@@ -223,7 +223,7 @@ def _check_end(url: str, offset: int, error: urllib.error.HTTPError) -> None:
     if error.code == 416 and offset:
         if (error.headers.get("Content-Range") or "") == f"bytes */{offset}":
             return
-        raise Changed  # it is shorter than what is here of it
+        raise Changed  # it is shorter than the part that is here
     if error.code in (404, 410):
         raise NotThere(f"no file {url}") from None
     if error.code == 429 or error.code >= 500:
@@ -262,7 +262,7 @@ def read_sums(mirror: str) -> dict[str, str] | None:
     except (*CUT, Interrupted) as error:
         raise Unreachable(f"{mirror} does not answer: {error}") from None
     if len(content) > BLOCK:
-        raise UserError(f"{mirror}/{SUMS} is no list of checksums: it is too long")
+        raise UserError(f"{mirror}/{SUMS} is not a list of checksums: it is too long")
     return parse_sums(content.decode("utf-8-sig", "replace"), f"{mirror}/{SUMS}")
 
 

@@ -20,8 +20,8 @@ ODD_SHARE = 0.1  # share of odd pixels to report; smaller shares occur at the ed
 # Minimum agreement of normals with the gradient of depth (see `_axes`). It is 0.93 or more for
 # the rooms and for Taskonomy.
 AXES_AGREE = 0.5
-ENOUGH = 4  # views of a building that tell the direction of its normals
-TILT = 0.1  # mean difference of y between the halves of a picture that tells up from down
+ENOUGH = 4  # views of a building that are needed to judge the direction of its normals
+TILT = 0.1  # mean difference of y between a picture's halves from which up or down is judged
 
 
 class Finding(NamedTuple):

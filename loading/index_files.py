@@ -20,7 +20,7 @@ from utils import check_regular
 MAGIC = b"XTC view index\n\0"
 VERSION = 1  # of the file's format, and of what the columns mean
 HEADER = struct.Struct("<16sIIQQ")  # magic, version, CRC-32 and size of the rest, size of its JSON
-ALIGNED = 8  # bytes to a multiple of which each array's position is rounded up
+ALIGNED = 8  # the position of each array is a multiple of this many bytes
 
 
 class Search(NamedTuple):
@@ -72,13 +72,14 @@ def write_index(
 def read_index(file: Path, folder: Path) -> tuple[dict[Key, Listing], Search | None]:
     """Map an index into memory. Its checksum is compared first, so damage is always noticed.
 
-    Raises OSError if it cannot be read, and ValueError if it is damaged or of another version.
+    Raises OSError if it cannot be read, and ValueError if it is damaged, of another version or of
+    another folder.
     """
     check_regular(file)
     with open(file, "rb") as opened:
         header = opened.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise ValueError("it is no index")
+            raise ValueError("it is not an index")
         _, version, checksum, size, described = HEADER.unpack(header)
         if version != VERSION:
             raise ValueError(f"it is of version {version}, not {VERSION}")

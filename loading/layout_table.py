@@ -112,7 +112,10 @@ def matches(
 def children(
     folder: Path, head: str, folders: bool = False, looked_in: LookedIn | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the entries of a folder that match the pattern `head`, except hidden ones."""
+    """Yield the entries of a folder that match the pattern `head`, except hidden ones.
+
+    Raises UserError if the folder cannot be read.
+    """
     pattern = r"(?!\.)" + re.escape(head)
     for name, mark in MARKS.items():
         pattern = pattern.replace(mark, f"(?P<{name}>.+)", 1).replace(mark, f"(?P={name})")

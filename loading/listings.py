@@ -1,7 +1,7 @@
 """What a folder of views holds: the names of the views, and which files each view has.
 
-The names are bytes, and there is one byte for each view and domain. So no Python object stays for
-each view. The times of the folders tell whether a listing is still right.
+The names are bytes, and there is one byte for each view and domain. So no Python object is kept
+for each view. The times of the folders show whether a listing is still valid.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A folder that changed less than this before it was listed may change again without a difference
-# in its times, as file systems round them. It is listed again the next time.
+# A folder that changed less than this before it was listed may change again and keep the same
+# times, because file systems round them. So it is listed again the next time.
 UNSETTLED = 2_000_000_000  # ns
 
 # Bytes of memory that are requested at once. The C library gives so large a piece back to the
@@ -142,7 +142,7 @@ class Listing:
 class Store:
     """Memory for the arrays of many listings, all of which is freed when they are dropped.
 
-    Single arrays would leave gaps between other objects, which stay with the process.
+    Separate arrays would leave gaps between other objects, and the process would keep that memory.
     """
 
     def __init__(self) -> None:

@@ -29,8 +29,8 @@ OTHERS = {
 }  # fmt: skip
 IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".exr", ".npy", ".ppm"}
 RGB_ENDINGS = r"\.(?i:png|jpe?g)"  # rgb may be compressed with losses; labels may not
-# How much of a data folder is looked at: of each folder so many entries and so many files, so many
-# entries of all folders, so many folders with files, so many levels.
+# How much of a data folder is looked at: the most entries and files of each folder, entries of all
+# folders together, example files, and levels of folders.
 ENTRIES, FILES, ALL, FOLDERS, DEPTH = 5000, 500, 200_000, 2000, 6
 
 Layout = Callable[[ImageTask, str, str, str], str]

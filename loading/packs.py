@@ -110,7 +110,7 @@ class Pack:
             self._array(task)
 
     def verify(self, whole: bool = False) -> None:
-        """Check all arrays as `check` does; `whole`: and compare the digests of whole files.
+        """Check the size, type and ends of all arrays; if `whole`, also the digests of whole files.
 
         Raises UserError, which names the first array that is damaged.
         """
@@ -120,7 +120,7 @@ class Pack:
             return
         if not self.digests:
             raise UserError(
-                f"{self} has no digests, as an earlier version made it: it cannot be verified; "
+                f"{self} is by an earlier version and has no digests: it cannot be verified; "
                 f"{REPACK}"
             )
         for name in self.encodings:

@@ -27,7 +27,7 @@ class BrokenImage(UserError):
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open an image as by `as_colour`. Raises BrokenImage, which names the file."""
+    """Read an image file, converted by `as_colour`. Raises BrokenImage, which names the file."""
     try:
         with Image.open(path, formats=FORMATS) as file:
             file.load()

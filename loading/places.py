@@ -1,4 +1,4 @@
-"""Views, and places: the buildings of a data folder, which have views."""
+"""Views, and places. A place is a building in a data folder, and has views."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,26 +94,27 @@ class Place(NamedTuple):
         endings: dict[str, str] = {}
         for names in found:
             name, ending = names["view"], names.get("ending", usual)
-            # the layout's own goes before a JPEG of the same view
+            # the layout's own file is preferred to a JPEG of the same view
             endings[name] = "" if ending == usual else min(ending, endings.get(name, ending))
         return endings
 
     @property
     def key(self) -> Key:
-        """What the place is called in the index of its data folder."""
+        """The name of the place in the index of its data folder."""
         return self.layout, self.part, self.building
 
     def column(self, task: ImageTask) -> str:
-        """Return what a domain's files are called in listings: the layout's path of them.
+        """Return the name of a domain's column in listings: the path of its files in the layout.
 
-        The views' names in it are a mark.
+        A mark takes the place of the view's name. In lists, packs and shards, it is the domain's
+        name instead.
         """
         if self.layout in (LISTED, PACKED, SHARDED):
             return task.name
         return pattern_of(self.layout, task, self.building, MARKS["view"], self.part)
 
     def indexable(self, tasks: Sequence[ImageTask]) -> bool:
-        """Whether a folder's times tell if its views have changed: if no folder is a view."""
+        """Whether a folder's times show if its views have changed: if no view is a folder."""
         if self.layout in (LISTED, PACKED, SHARDED):
             return False
         paths = (self.column(task).rpartition("/") for task in tasks)
@@ -132,7 +133,7 @@ class Place(NamedTuple):
 
 
 class Block:
-    """Some views of a place, each made when it is asked for.
+    """Some views of a place, each of which is created on access.
 
     `rows` are their rows in the place's listing, ascending. The views are read for `tasks`.
     """

@@ -28,10 +28,10 @@ from utils import UserError, log, reason_of
 
 PREFIX = "shards:"  # before the pattern of the shards' names
 SHARDED = "shards"  # name of the layout of views in shards
-REMOTE = re.compile(r"(pipe|[a-z0-9]+(?=://)):")  # addresses that are no local files
+REMOTE = re.compile(r"(pipe|[a-z0-9]+(?=://)):")  # addresses that are not local files
 VERSION = 1  # of the lists of shards that are kept
 Name = tuple[str, str, str]  # part, building, view
-Content = Mapping[str, bytes]  # what a view's files are called after its name, and hold
+Content = Mapping[str, bytes]  # of a view's files: {what follows the view's name: bytes}
 
 
 class Sample(NamedTuple):
@@ -52,7 +52,7 @@ def library() -> Any:
 
 
 def runs_commands(place: str) -> bool:
-    """Whether reading from a place, as data folders are named, runs a command of the user's."""
+    """Whether reading a place, named as data folders are, runs a command that the user gave."""
     return place.startswith(f"{PREFIX}pipe:")
 
 
@@ -104,7 +104,7 @@ def _unreadable(url: str, error: Exception) -> UserError:
 
 
 class _Opened:
-    """Opens a shard. When its reader stops early, what the sender says of that is ignored."""
+    """Opens a shard. If its reader stops early, errors of the sender are ignored."""
 
     def __init__(self, url: str) -> None:
         self.stream: IO[bytes] = (
@@ -138,8 +138,8 @@ def _listed(url: str) -> list[Sample]:
             if content["shard"] == version:
                 return [Sample(tuple(name), tuple(files)) for name, files in content["views"]]
     samples = _headers(url) if local else [Sample(n, tuple(f)) for n, f in read_shard(url)]
-    if kept is not None and not (local and len(samples) < 1000):  # few are listed in no time
-        with suppress(UserError):  # no place for it
+    if kept is not None and not (local and len(samples) < 1000):  # a few are listed quickly
+        with suppress(UserError):  # it cannot be written
             write_json(kept, {"shard": version, "views": samples}, indent=None)
     return samples
 
@@ -199,7 +199,7 @@ class Shards:
         ]  # fmt: skip
 
     def where(self, name: Name) -> tuple[int, int]:
-        """Return in which shard a view is, and the number of views before it there."""
+        """Return the number of the shard that holds a view, and of the views before it there."""
         return self._where[name]
 
     def read(self, shard: int, wanted: Mapping[Name, int]) -> Iterator[tuple[int, Content]]:
@@ -224,7 +224,8 @@ class Shards:
     def load(self, name: Name) -> Content:
         """Return the files of one view: {name of a file: its bytes}.
 
-        A local shard is opened once in each process. Another one is read from its beginning.
+        A local shard is opened once in each process. A remote one is read from its beginning.
+        Raises UserError if the shard cannot be read.
         """
         shard, _ = self._where[name]
         url = self.urls[shard]
@@ -247,7 +248,7 @@ class Shards:
 
 
 def file_of(task: ImageTask, files: Sequence[str]) -> str | None:
-    """Return which of a view's files is the one of a domain, or None. A PNG goes before a JPEG."""
+    """Return which of a view's files is a domain's, or None. A PNG is preferred to a JPEG."""
     endings = RGB_ENDINGS if task.folder == "rgb" else r"\.png"
     found = [name for name in files if re.fullmatch(re.escape(task.folder) + endings, name)]
     return min(found, key=lambda name: (not name.endswith(".png"), name), default=None)
@@ -262,7 +263,7 @@ def expand(spec: str) -> list[str]:
     try:
         urls = library().shardlists.expand_urls(pattern)
     except ValueError as error:
-        raise UserError(f"{spec} is no pattern of shards: {reason_of(error)}") from None
+        raise UserError(f"{spec} is not a pattern of shards: {reason_of(error)}") from None
     found = []
     for url in (url.removeprefix("file:") for url in urls):
         is_pattern = not REMOTE.match(url) and not os.path.exists(url) and glob.has_magic(url)

@@ -49,7 +49,7 @@ def split_buildings(
 
 
 def _folders_split(places: Sequence[Place]) -> dict[str, list[str]]:
-    """Return the buildings in folders train, val, test; none if one is in several of them."""
+    """Return the buildings in folders train, val, test; none at all if one is in several."""
     parts = {part: {p.building for p in places if p.part == part} for part in PARTS}
     if sum(map(len, parts.values())) > len(set().union(*parts.values())):
         return dict.fromkeys(PARTS, [])

@@ -17,14 +17,14 @@ from files import written_atomically
 from loading.photographs import find_images, open_image
 from utils import UserError, check_positive, check_regular, evenly_spaced, log, reason_of
 
-# What FFmpeg may take a file for. It also knows playlists, which name other files and addresses,
-# and formats that draw any text: an upload must be neither.
+# The formats that FFmpeg may detect. It also knows playlists, which name other files and
+# addresses, and formats that draw any text: an upload must not be one of those.
 CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,asf,ogg,gif,"
     "apng,mjpeg,yuv4mpegpipe,mxf,nut,wav,mp3,flac,aac"
 )
 FORMATS = "MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, Ogg, GIF"
-RATE = 25  # frames per second of a folder, and of a file that does not say
+RATE = 25  # frames per second of a folder, and of a file that does not state its rate
 MOST_FRAMES = 900  # 30 s at 30 frames per second
 LARGEST_SIDE = 4096  # pixels
 KEY_FRAMES = 12  # a player that jumps to a frame decodes at most that many
@@ -47,13 +47,15 @@ class VideoFrames:
     `path` is a file, a folder of images, or a sequence of images.
 
     Iterating decodes them one after another, from the first, as 8-bit RGB pictures of one size;
-    a folder's images may have transparency. Files that were turned by the camera are upright.
+    a folder's images may have transparency. Frames that the camera recorded rotated are turned
+    upright.
 
-    `rate` is the frames per second, a fraction: that of the file, and of a folder `fps`
+    `rate` is the number of frames per second, a Fraction: the file's own or, for a folder, `fps`
     (default: 25). A file whose frames do not have equal durations is shown at its mean rate.
 
-    At most `max_frames` frames of at most `max_side` pixels a side are taken: more, and what
-    cannot be read, raises UserError, here or while iterating.
+    Raises UserError, here or while iterating, if there are more than `max_frames` frames, if a
+    side is longer than `max_side` pixels, if the frames differ in size, if `fps` is given for a
+    file, or if something cannot be read.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class VideoFrames:
             raise UserError(f"{self.path} has no frame that can be decoded")
 
     def survey(self, kept: int) -> tuple[int, list[Image.Image]]:
-        """Decode all frames once: their number, and at most `kept` of them, evenly spaced.
+        """Decode all frames once. Returns their number, and at most `kept` of them, evenly spaced.
 
         Logs a warning if there are fewer than the file says, as in one that is cut off.
         """
@@ -150,7 +152,7 @@ class VideoFrames:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        """Open the file, whose errors become UserErrors. It has at least one stream of frames."""
+        """Open the file and check that it has pictures. All errors become UserErrors."""
         import av
 
         if not self.path.exists():
@@ -180,7 +182,10 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def frame_of(path: str | Path, number: int) -> Image.Image:
-    """Return frame `number`, from 0, of an MP4 that `written_video` wrote."""
+    """Return frame `number`, from 0, of an MP4 that `written_video` wrote.
+
+    Raises UserError if it has no such frame.
+    """
     import av
 
     opened: Any = av.open(str(Path(path).resolve()))
@@ -206,7 +211,7 @@ class VideoWriter:
         self.size = (0, 0)
 
     def add(self, picture: Image.Image) -> None:
-        """Append a picture. Odd sides get a row or column of the border's pixels more."""
+        """Append a picture. If a side is odd, the last row or column of pixels is repeated."""
         pixels = np.asarray(picture.convert("RGB"))
         odd = [(0, side % 2) for side in pixels.shape[:2]]
         pixels = np.ascontiguousarray(np.pad(pixels, [*odd, (0, 0)], mode="edge"))
@@ -226,7 +231,7 @@ class VideoWriter:
         self._stream.options = {"crf": "18"}
 
     def end(self) -> None:
-        """Write what the encoder still holds. Without a picture, the file would be no video."""
+        """Write what the encoder still holds. Raises UserError if there was no picture."""
         if self._stream is None:
             raise UserError("a video needs at least one picture")
         for packet in self._stream.encode():
@@ -237,8 +242,8 @@ class VideoWriter:
 def written_video(path: str | Path, rate: Fraction | float) -> Iterator[VideoWriter]:
     """Yield a writer of an MP4 (H.264, yuv420p) at `rate` frames per second.
 
-    The file gets its name at the end of the block. If the block is left otherwise, there is none.
-    Raises UserError if it cannot be written.
+    The file gets its name at the end of the block. If the block raises, there is no file. Raises
+    UserError if it cannot be written.
     """
     check_video_package()
     import av

@@ -5,7 +5,7 @@ in every process. The index is kept in a file, which all processes map into memo
 listing of a building is used, the times of the building's folders are compared with those
 recorded when the folders were listed. So only buildings that have changed are listed again.
 
-Small data folders have no index. An index that cannot be read or written is no error.
+Small data folders have no index. It is not an error if an index cannot be read or written.
 """
 
 import hashlib
@@ -59,8 +59,8 @@ class ViewIndex:
         """Return the listings of buildings with the `wanted` columns, as their folders are now.
 
         Calls `list_files` for those columns that the index lacks, or whose folders have changed,
-        and writes what is new to the file. Nothing is kept of small folders. If nothing can be
-        written, the listings stay in this process's memory, and a line of the log says so.
+        and writes what is new to the file. Nothing is kept of small folders. If the file cannot
+        be written, the listings stay in this process's memory, and a line of the log says so.
         """
         stale = 0
         for key, columns in wanted.items():
@@ -197,7 +197,7 @@ def keep_indexes_in(folder: str | Path | None) -> None:
 
 
 def choose_index_dir(named: str | None) -> None:
-    """Keep the indexes where a user has said: None for the usual folder, "none" for nowhere."""
+    """Keep the indexes where the user wants: None for the usual folder, "none" for nowhere."""
     if named is not None:
         keep_indexes_in(None if named == "none" else named)
 

@@ -1,4 +1,4 @@
-"""Lists of views: a table that names the files of each view, for data in no layout."""
+"""Lists of views: tables that name the files of each view, for data without a known layout."""
 
 import csv
 import os
@@ -40,7 +40,7 @@ class ViewList:
                 self._columns = self._header(line, cells)
         if not self._views:
             raise UserError(
-                f"{path} lists no views: it has a header of domains, then a line a view"
+                f"{path} lists no views: it needs a header of domains, then a line for each view"
             )
         self._keep_splits_apart()
 
@@ -166,7 +166,7 @@ def domain_columns() -> list[str]:
 def find_list(path: str | Path) -> ViewList | None:
     """Return the list of views in a file, or None if `path` is not a file.
 
-    Raises UserError if the file is no list of views.
+    Raises UserError if the file is not a list of views.
     """
     path = Path(path)
     if not path.is_file():

@@ -62,7 +62,7 @@ def energy_graph(
 
 
 def network_for_energy(transfer: Transfer, sources: Sources, needed_by: str = "") -> nn.Module:
-    """Load the network that the energy takes for a transfer, as `energy_graph` does."""
+    """Load the network that the energy uses for a transfer, as `energy_graph` does."""
     path = sources.for_energy(transfer)
     if path is None:
         return sources.network(transfer, needed_by)
@@ -174,7 +174,7 @@ def measure_images(
     precision: str = "fp32",
     quiet: bool = False,
 ) -> tuple[list[Path], Table]:
-    """Measure image files. Returns those that could be read, and the table without errors."""
+    """Measure image files. Returns those that could be read, and their table (without errors)."""
     good, parts = [], []
     device = next(graph.parameters()).device
     for batch in images.batches(centre_square(image_size), batch_size, "energy", quiet):
@@ -201,7 +201,7 @@ def joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]
 def read_reference(folder: Path) -> tuple[dict, Table]:
     """Read statistics.json and data.csv of a labelled run.
 
-    Raises UserError if they are missing; the message explains how to create them.
+    Raises UserError if they are missing or malformed; the message explains how to create them.
     """
     statistics = read_statistics(folder)
     return statistics, read_csv(folder / "data.csv", ("normalized_energy", "normalized_error"))
@@ -210,7 +210,8 @@ def read_reference(folder: Path) -> tuple[dict, Table]:
 def read_statistics(folder: Path) -> dict:
     """Read statistics.json of a labelled run.
 
-    Raises UserError if it is missing; the message explains how to create it.
+    Raises UserError if it is missing, with a message that explains how to create it, and if it is
+    malformed.
     """
     path = folder / "statistics.json"
     if not path.is_file():
@@ -234,7 +235,7 @@ def read_statistics(folder: Path) -> dict:
 def share_below(statistics: Mapping, energy: float) -> float | None:
     """Return the share of the labelled views that have less standardised energy, 0 … 1.
 
-    None if the statistics do not record the views' energies, as those of earlier versions.
+    None if the statistics do not record the views' energies, as in earlier versions.
     """
     energies = statistics.get("energies")
     return float(np.mean(np.asarray(energies) < energy)) if energies else None
@@ -243,7 +244,7 @@ def share_below(statistics: Mapping, energy: float) -> float | None:
 def check_networks(
     statistics: Mapping, sources: Sources, place: Path, given: Mapping[Edge, Path] | None = None
 ) -> None:
-    """Raise UserError if the labelled run in `place` measured other networks than those now.
+    """Raise UserError if the labelled run in `place` measured other networks than `sources`.
 
     Their scale and the SHA-256 of their checkpoints are compared; `given` as in
     `network_digests`. Runs of earlier versions do not record the latter.

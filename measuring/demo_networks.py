@@ -35,7 +35,7 @@ class Choice:
 
     The labels are "baseline" and "consistency", publishers ("omnidata", "taskonomy"), or come from
     the files' names.
-    `stands_in`: these are the shipped rooms networks because no others were found.
+    `stands_in`: whether these are the shipped rooms networks, because no others were found.
     """
 
     paths: dict[str, Path]
@@ -57,7 +57,7 @@ def choose_networks(
        taskonomy: that publisher's network in `models_dir`, or where the third rule looks.
     2. `model` rooms: the networks shipped with the project.
     3. Those of the `variants` that are in `models_dir` (default: models/ of the job's base
-       folder, then models/trained there), one is enough.
+       folder, then models/trained there), if there is at least one.
     4. If neither `models_dir` nor `model` is given: the networks shipped with the project.
 
     Logs the checkpoints in `models_dir` that are passed over, with the reason. Raises UserError
@@ -101,9 +101,9 @@ def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | Non
     """Choose the network of each of the named methods (`methods.table.METHODS`) for a task.
 
     Looks in `models_dir`, by default in the job's models folders, then in those shipped with the
-    project. A method whose network predicts several domains serves all targets for which it has the
-    same depth, whichever it was trained for. Raises UserError if a method is unknown, or has no
-    network there for the task.
+    project. If a method's network predicts several domains, it serves all targets for which it has
+    the same depth, whichever of them it was trained for. Raises UserError if a method is unknown,
+    or has no network there for the task.
     """
     folders = [*_folders(models_dir), *([SHIPPED] if models_dir is None else [])]
     target, paths = TARGETS[task], {}
@@ -235,7 +235,7 @@ def _label(file: Path, task: str) -> str:
 
 
 def for_task(task: str, checkpoint: Sequence[str | Path]) -> list[Path]:
-    """Return those of the given files and folders that have a network of the task, by name."""
+    """Return those of the given files and folders whose names indicate a network of the task."""
     target = TARGETS[task]
     return [
         entry

@@ -23,8 +23,8 @@ from precision import forward_only
 from utils import UserError, check_one_of
 
 FIELD_OF_VIEW = 60.0  # degrees; in the middle of what the rooms have, 48 … 82
-EDGE = 0.1  # a step of depth is an edge where the far side is more than so much farther, as a share
-NEAREST = 0.1  # metres; what is predicted nearer is taken to be there
+EDGE = 0.1  # depth has an edge where the far side is farther by more than this share
+NEAREST = 0.1  # metres; smaller predictions are raised to this
 OUTLIERS = 0.02  # the share of the nearest pixels that are moved to the border of the others
 VERTICES = 2**17  # of a file, at most: 2 MB
 SIDE = 768  # pixels of the longer side of a view
@@ -37,7 +37,7 @@ class View:
     `image` is (3, H, W) in [0, 1]. `depth` (H, W) is in metres along the optical axis, as the
     z-buffer has it, not along the ray. `normals` (3, H, W) are unit vectors, or None.
     `field_of_view` is the angle in degrees between the left and the right border; the optical axis
-    goes through the centre, and pixels are square.
+    goes through the centre, and pixels are square. Raises UserError for an angle outside 1 … 170.
     """
 
     image: Tensor
@@ -69,7 +69,7 @@ class View:
 
 
 def check_angle(field_of_view: float) -> None:
-    """Raise UserError for an angle that no camera of this kind has."""
+    """Raise UserError unless the angle is between 1 and 170 degrees."""
     if not 1 <= field_of_view <= 170:
         raise UserError(f"`field_of_view` is 1 to 170 degrees, not {field_of_view:g}")
 
@@ -83,12 +83,12 @@ def predicted_view(
     size: int | None = None,
     side: int = SIDE,
 ) -> View:
-    """Predict the depth of a whole image by the first network of a predictor of the task depth.
+    """Predict the depth of a whole image with the first network of a predictor of the task depth.
 
     The networks see the image with a shorter side of `size` pixels (default: that of their
-    training). The view has its own size, with a longer side of at most `side` pixels, even in both
-    directions; the depth is enlarged to that, and its edges are sharpened. `normal`, a predictor of
-    the task normal, adds normals.
+    training). The view has a size of its own: both sides are even, and the longer one has at most
+    `side` pixels. The depth is resized to that, and its edges are sharpened. `normal`, a predictor
+    of the task normal, adds normals.
     """
     factor = min(1.0, side / max(image.size))
     width, height = (max(2, 2 * round(length * factor / 2)) for length in image.size)
@@ -130,12 +130,13 @@ def sharpened(depth: Tensor, reach: int) -> Tensor:
 def glb(view: View, kind: str = "mesh", vertices: int = VERTICES) -> bytes:
     """Return the GLB file of a view, a "mesh" or "points", with a colour at each vertex.
 
-    A large view is thinned out to at most `vertices`. Of the mesh, triangles over an edge of depth
-    are left out: where the farthest corner is more than `EDGE` farther than the nearest. As glTF
-    asks, y points up and z towards the camera, which is at the origin; lengths are in metres, and
-    colours are linear light. The view's normals, if any, are those of the mesh's vertices.
+    A large view is thinned out to about `vertices`. Triangles of the mesh that span an edge of
+    depth are left out: those whose farthest corner is more than `EDGE` farther than the nearest.
+    As glTF requires, y points up and z towards the camera, which is at the origin; lengths are in
+    metres, and colours are linear light. The view's normals, if any, are those of the mesh's
+    vertices.
 
-    Raises UserError if the package trimesh is not installed.
+    Raises UserError for another `kind`, or if the package trimesh is not installed.
     """
     check_one_of("kind", kind, ("mesh", "points"))
     if find_spec("trimesh") is None:
@@ -163,9 +164,10 @@ def glb(view: View, kind: str = "mesh", vertices: int = VERTICES) -> bytes:
 
 
 def triangles(depth: np.ndarray) -> np.ndarray:
-    """Return the triangles between neighbouring pixels of depth (H, W), (T, 3): two a square.
+    """Return the triangles between neighbouring pixels of depth (H, W), two for each square.
 
-    They face the camera. Those over an edge of depth are left out.
+    They are numbers of pixels, (T, 3), and face the camera. Those that span an edge of depth are
+    left out.
     """
     number = np.arange(depth.size).reshape(depth.shape)
     corners = [number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]]
@@ -179,7 +181,7 @@ def triangles(depth: np.ndarray) -> np.ndarray:
 
 
 def linear(colours: Tensor) -> Tensor:
-    """Convert sRGB colours in [0, 1] to linear light in [0, 1], which glTF has at vertices."""
+    """Convert sRGB colours in [0, 1] to linear light in [0, 1], as glTF's vertices have it."""
     low = colours / 12.92
     return torch.where(colours <= 0.04045, low, ((colours + 0.055) / 1.055) ** 2.4)
 

@@ -36,14 +36,14 @@ def shown_networks(
     device: torch.device,
     network: str | None = None,
 ) -> dict[Edge, AtSize]:
-    """Return the networks from rgb that the demo shows, trained with consistency if there are.
+    """Return the networks from rgb that the demo shows, preferring those trained with consistency.
 
     Those in `checkpoint`, files or folders, take the place of others. A target for which the
-    demo has no networks in `models_dir` is left out. Other publishers' networks are not used: those
-    of the paths are not trained on their predictions. `network`, FILE.py:FUNCTION, builds those
-    that record a network of the user's own. Logs the file of each. Raises UserError if nothing in
-    `checkpoint` is a network rgb → normal, depth or reshading by its name, or if `network` builds
-    none.
+    demo has no networks in `models_dir` is left out. Other publishers' networks are not used,
+    because the next networks of the paths are not trained on their predictions. `network`,
+    FILE.py:FUNCTION, builds those that record a network of the user's own. Logs the file of each.
+    Raises UserError if nothing in `checkpoint` is a network rgb → normal, depth or reshading, by
+    its name, or if `network` builds none.
     """
     given = files_by_task(checkpoint)
     found, built, files = {}, False, []
@@ -134,7 +134,7 @@ def disagreements(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def pixel_energy(parts: Mapping[str, Tensor], by: Mapping | None = None) -> Tensor:
     """Average the disagreements over domains: (B, 1, H, W).
 
-    If `by` is given, the statistics of a labelled run, each domain is standardised first:
+    If `by`, the statistics of a labelled run, is given, each domain is standardised first:
     (d − mean) / mean absolute deviation, both computed over images.
     """
     if by is None:
@@ -150,7 +150,8 @@ def pixel_energy(parts: Mapping[str, Tensor], by: Mapping | None = None) -> Tens
 def common_limits(energies: Sequence[Tensor], top: float | None, standardised: bool) -> Limits:
     """Return the energies at the ends of the scale for all maps (1, H, W) of a call.
 
-    They are 0, or for standardised energies the 1 % quantile, and `top` or the 99 % quantile.
+    The lower end is 0 or, for standardised energies, the 1 % quantile. The upper end is `top` or,
+    if that is None, the 99 % quantile.
     """
     pooled = torch.cat([energy.flatten() for energy in energies]).numpy()
     low = float(np.quantile(pooled, 1 - TOP)) if standardised else 0.0

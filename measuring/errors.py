@@ -12,7 +12,7 @@ from measuring.result_files import in_metres
 
 WITHIN = (11.25, 22.5, 30.0)  # degrees
 RATIO = 1.25  # the bound of δ
-BETTER_HIGHER = ("within", "δ")  # how the rows begin of which more is better
+BETTER_HIGHER = ("within", "δ")  # beginnings of the rows in which higher is better
 
 
 def direct_errors(

@@ -23,7 +23,7 @@ from task_configs import TASKS
 from transfers import Edge
 
 Errors = dict[str, Values]  # {row: (N,)}, an entry for each image
-SHOWN = 2  # images a kind: best, median, worst
+SHOWN = 2  # images of each kind: best, median, worst
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def measure_networks(
     """Measure `networks`, {label: rgb → target}, on labelled batches.
 
     `frozen` are the networks from the target to other domains. What they compute from the labels
-    is computed once for all networks. `shift` spoils the images that the networks see; labels stay
-    as they are. The rows are those of `closing_table.image_errors`, detailed. A network of
+    is computed once for all networks. `shift` degrades the images that the networks see; labels
+    stay as they are. The rows are those of `closing_table.image_errors`, detailed. A network of
     several outputs has more rows than others, which have NaN there.
     """
     start: Edge = tuple(config["paths"]["n(x)"])
@@ -121,7 +121,7 @@ def _mean(values: Values) -> float:
 def table_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Return a header and rows for the screen and for Markdown.
 
-    A cell of another network than the first also has the change in per cent, with its interval.
+    For all networks but the first, a cell also has the change in per cent, with its interval.
     """
     labels = list(summary.means)
     first = summary.means[labels[0]]
@@ -181,7 +181,7 @@ def image_columns(
 def chosen_images(direct: Values, count: int = SHOWN) -> dict[str, list[int]]:
     """Return which images are the best, the median and the worst by their error, by position.
 
-    Images without an error (NaN) are never chosen, and none twice.
+    Images without an error (NaN) are never chosen, and none is chosen twice.
     """
     order = [int(i) for i in np.argsort(direct, kind="stable") if np.isfinite(direct[i])]
     best, worst = order[:count], order[count:][-count:]

@@ -46,11 +46,11 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Export:
-    """A written model: its file, what it says of itself, and how it was checked.
+    """A written model: its file, the description in it, and how it was checked.
 
-    `difference` is the largest from torch's output, None if it was not compared. `run` is the
-    written model and `network` the one it was made from, (B, C, H, W) → (B, C', H, W) on the
-    CPU; a file of weights alone has no `run`.
+    `difference` is the largest difference from torch's output, None if it was not compared. `run`
+    is the written model and `network` the one it was made from, (B, C, H, W) → (B, C', H, W) on
+    the CPU; a file of weights alone has no `run`. `example` is an input for both.
     """
 
     file: Path
@@ -61,12 +61,12 @@ class Export:
     example: Tensor
 
     def seconds_per_image(self, repeats: int) -> tuple[float, float]:
-        """Return the median time of an image in torch and in the written model, in turns.
+        """Return the median seconds for an image in torch and in the written model, run in turns.
 
         Raises UserError for a file of weights alone.
         """
         if self.run is None:
-            raise UserError(f"{self.file} holds weights alone: there is no time to measure")
+            raise UserError(f"{self.file} holds only weights: there is no time to measure")
         runs: tuple[Run, Run] = (self.network, self.run)
         times: tuple[list[float], list[float]] = ([], [])
         with torch.no_grad():
@@ -91,8 +91,8 @@ def export(
     `checkpoint` is a file, or a folder that holds one network (a run's). `transfer` names its
     row (rgb2normal) if the file's name does not. `network`, FILE.py:FUNCTION, builds a network
     of the user's own. Images are (B, C, H, W) float32 in [0, 1], B any number and H and W any
-    multiple of what the network needs; if it can only be traced at one size, that of its
-    training. The written model is read again and compared with torch before it gets its name.
+    multiple of what the network needs; if it can only be traced at one size, H and W are those of
+    its training. The written model is read again and compared with torch before it gets its name.
 
     Raises UserError if the checkpoint, the format or the network does not allow it, or if the
     outputs differ by more than 1e-4.
@@ -125,7 +125,7 @@ def export(
 def find_network(checkpoint: Path, transfer: str | None = None) -> tuple[Path, Transfer]:
     """Return the file of a network, and its row of the table.
 
-    Raises UserError if a folder holds none or several, or if the row cannot be told.
+    Raises UserError if a folder holds none or several, or if the row is not known.
     """
     row = transfer_by_name(transfer) if transfer else None
     if transfer and not (row and row.trainable):
@@ -170,7 +170,7 @@ def _row_named(file: Path) -> Transfer | None:
 def _description(
     row: Transfer, network: nn.Module, scale: Scale, file: Path, sizes: str
 ) -> dict[str, str]:
-    """Return what a written model says of itself. Of weights alone, `sizes` is ""."""
+    """Return the description to store in a written model. For weights alone, `sizes` is ""."""
     inputs, outputs = get_task(row.source), get_task(row.target)
     code = row.record() if isinstance(row, Backbone) else {}
     return {
@@ -201,7 +201,7 @@ def _traced(network: nn.Module, row: Transfer, scale: Scale) -> tuple[ExportedPr
     """Return the network as a graph, images to try it on, and which sizes it takes.
 
     The size of the batch is free, and that of images if the network allows it. A free size
-    begins at two steps: torch.export has no dimension that may be 1.
+    is at least two steps, because torch.export allows no such dimension to be 1.
     """
     step, size = side_multiple(row, network, scale), scale.image_size
     batch, most = Dim("batch", min=1), LARGEST_SIDE // step
@@ -315,7 +315,7 @@ def _in_onnxruntime(model: bytes) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # it would take every core
+    options.intra_op_num_threads = torch.get_num_threads()  # by default, it takes every core
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 

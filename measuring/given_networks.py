@@ -49,10 +49,10 @@ def given_networks(
 
     `checkpoint` are files or folders of runs. Of several networks for one target, the one that
     was trained with consistency is taken, else the first. `network`, FILE.py:FUNCTION, builds
-    those that record a network of the user's own; without a checkpoint for a target, the one in
-    the models folder if it is such a network. A network of another image size gets resized
-    images, and its output is resized back. Logs the file of each. Raises UserError if nothing
-    in `checkpoint` is such a network by its name, or if `network` builds none.
+    those that record a network of the user's own; for a target without a checkpoint, it builds the
+    one in the models folder, if that is such a network. A network of another image size gets
+    resized images, and its output is resized back. Logs the file of each. Raises UserError if
+    nothing in `checkpoint` is a network rgb → target by its name, or if `network` builds none.
     """
     named = files_by_task(checkpoint)
     found, built = {}, False
@@ -83,9 +83,9 @@ def files_of(given: Mapping[Edge, Given]) -> dict[Edge, Path]:
 
 
 def files_by_task(checkpoint: Sequence[str | Path] | None) -> dict[str, list[Path]]:
-    """Return those of the files and folders that have a network of each task, by name.
+    """Return, for each task, those of the files and folders whose names indicate a network for it.
 
-    Raises UserError if there are some, and none has a network of any task.
+    Raises UserError if `checkpoint` names some, and none has a network of any task.
     """
     named = {task: for_task(task, checkpoint or ()) for task in TARGETS}
     if checkpoint and not any(named.values()):

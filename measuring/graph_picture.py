@@ -12,7 +12,7 @@ from task_configs import TASKS
 from transfers import Edge
 
 START = "rgb"
-COLOURS = "inferno_r"  # of the numbers: dark = much
+COLOURS = "inferno_r"  # of the numbers: dark is high
 LIGHTEST = 0.15  # where the colours begin, as the light end cannot be seen on white
 PLAIN, ON_PATH = "#CCCCCC", "#0072B2"
 BEND = 0.13  # curvature of the edges, which keeps those of both directions apart
@@ -73,7 +73,7 @@ def graph_picture(
 
 
 def _places(edges: Sequence[Edge]) -> dict[str, tuple[float, float]]:
-    """Place the domains: those on an ellipse, the image in its middle."""
+    """Place the image in the middle, and the other domains on an ellipse around it."""
     domains = list(dict.fromkeys(domain for edge in edges for domain in edge))
     around = [domain for domain in domains if domain != START]
     places = {START: (0.0, 0.0)} if START in domains else {}
@@ -99,7 +99,7 @@ def _draw_edge(axes, places: Mapping, edge: Edge, colour) -> None:
 def _middle(places: Mapping, edge: Edge) -> tuple[float, float]:
     """Return the point of an edge, a little after its middle, at which its number stands."""
     (x1, y1), (x2, y2) = places[edge[0]], places[edge[1]]
-    # of the Bézier curve that matplotlib draws, whose control point is beside the middle
+    # on the Bézier curve that matplotlib draws, whose control point is beside the middle
     cx, cy = (x1 + x2) / 2 + BEND * (y2 - y1), (y1 + y2) / 2 - BEND * (x2 - x1)
     t = 0.55
     weights = (1 - t) ** 2, 2 * t * (1 - t), t**2

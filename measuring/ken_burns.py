@@ -21,20 +21,19 @@ from measuring.prediction import resized
 from pictures import to_image
 from utils import UserError, check_positive
 
-SAME = (
-    0.03  # points so much farther than the nearest one at a pixel, as a share, are seen there too
-)
+# Points that are farther than the nearest one at a pixel by at most this share are seen there too.
+SAME = 0.03
 FAINT = 0.02  # a point that covers less of a pixel does not hide what is behind
 MOST_FRAMES = 900
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where the camera is, by what happens to what is at the focus.
+    """Where the camera is, described by what happens in the picture to an object at the focus.
 
-    At `zoom` 1.2, that appears 1.2 times as large. `right` and `down` are how far the camera has
-    moved, by how far that moves in the picture to the left and up, in shares of the width and of
-    the height.
+    At `zoom` 1.2, the object appears 1.2 times as large. If the camera has moved to the `right`
+    and `down`, the object has moved to the left and up in the picture, by these shares of its width
+    and height. Raises UserError for a zoom outside 0.5 … 3, or a share outside −0.5 … 0.5.
     """
 
     zoom: float = 1.0
@@ -48,7 +47,7 @@ class Position:
             raise UserError(f"a shift is −0.5 to 0.5, not {self.right:g},{self.down:g}")
 
     def to(self, other: "Position", share: float) -> "Position":
-        """Return the position that is so far, 0 … 1, on the way to another."""
+        """Return the position after a `share`, 0 … 1, of the way to another."""
         zoom = self.zoom ** (1 - share) * other.zoom**share  # growing evenly
         return Position(
             min(max(zoom, 0.5), 3),
@@ -86,7 +85,7 @@ def render(view: View, x: float, y: float, z: float) -> tuple[Tensor, Tensor]:
     Returns the picture (3, H, W) in [0, 1] and its depth (H, W) in metres from the new place, 0 in
     holes, where nothing is seen. Each pixel of the view is a point. It is drawn on the four pixels
     around its place in the new picture, with bilinear weights. At each of these, only the nearest
-    points count, and those hardly farther (a z-buffer). Points behind the camera are left out.
+    point counts, and those hardly farther (a z-buffer). Points behind the camera are left out.
     """
     height, width = view.depth.shape
     factor = _density(view, z)
@@ -114,7 +113,7 @@ def render(view: View, x: float, y: float, z: float) -> tuple[Tensor, Tensor]:
 def _blended(
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Average what is drawn on each pixel, (index, weight, distance, colours), of the nearest."""
+    """Average the nearest points on each pixel. `parts` are (index, weight, distance, colours)."""
     nearest = torch.full((height * width,), math.inf)
     for index, _, distance, _ in parts:
         nearest.scatter_reduce_(0, index, distance, "amin")
@@ -131,8 +130,9 @@ def _blended(
 def _density(view: View, z: float) -> int:
     """Return into how many points a pixel's side is divided, so that surfaces have no cracks.
 
-    Four pixels are drawn for each point, so that points 1.7 pixels apart leave none out. Of the
-    nearest points, which spread most, a hundredth may be farther apart: these gaps are filled.
+    Each point is drawn on four pixels, so points up to 1.7 pixels apart leave no pixel out. Only
+    the nearest hundredth of the points, which spread most, may be farther apart: these gaps are
+    filled.
     """
     near = float(view.depth.flatten()[:: max(1, view.depth.numel() // 10000)].quantile(0.01))
     spread = near / max(near - z, near / 8)
@@ -161,9 +161,9 @@ def _denser(view: View, factor: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def filled(picture: Tensor, depth: Tensor) -> Tensor:
     """Fill the holes of a rendered picture (3, H, W), where its depth (H, W) is 0.
 
-    Each pixel of a hole looks to the left, to the right, up and down for the first pixel that is
-    none. Of those that it finds, it takes the farthest and those hardly nearer, because what comes
-    into sight behind an object belongs to the background. It gets the mean of their colours,
+    For each pixel of a hole, the first pixel outside it is searched for to the left, right, top
+    and bottom. Of those found, the farthest and those hardly nearer are used, because what comes
+    into sight behind an object belongs to the background. The pixel gets the mean of their colours,
     weighted by the inverse of their distance in the picture.
     """
     hole = depth == 0
@@ -188,7 +188,7 @@ def filled(picture: Tensor, depth: Tensor) -> Tensor:
 
 
 def _first_beyond(hole: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, for four directions, each pixel's first pixel that is no hole, and its distance.
+    """Yield, for four directions, each pixel's first pixel outside holes, and its distance.
 
     The first is a flat index (H, W), −1 where there is none; the second is in pixels.
     """
@@ -209,7 +209,7 @@ def _first_beyond(hole: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def clip_frames(
     view: View, end: Position, start: Position = Position(), count: int = 75
 ) -> Iterator[Image.Image]:
-    """Yield the pictures of a way from `start` to `end`, slow at both ends, holes filled."""
+    """Yield the pictures on the way from `start` to `end`, slow at both ends, with holes filled."""
     for number in range(count):
         position = start.to(end, eased(number / max(1, count - 1)))
         yield to_image(filled(*render(view, *position.metres(view))))
@@ -238,8 +238,8 @@ def write_clip(
 ) -> Iterator[tuple[int, int]]:
     """Write a clip as an MP4; yields (frames done, all frames) after each of them.
 
-    The file gets its name at the end. Closing the generator earlier leaves none. Raises UserError
-    for a clip that is too long, or if it cannot be written.
+    The file gets its name at the end. If the generator is closed earlier, there is no file. Raises
+    UserError for a clip that is too long, or if it cannot be written.
     """
     count = frame_count(seconds, fps)
     with written_video(path, Fraction(fps).limit_denominator(1000)) as writer:

@@ -19,7 +19,7 @@ class LabelledOptions:
             (docs/scale.md; default: xtconsistency in the user's cache folder), or none.
         split: a split file, whose test buildings are measured.
         buildings: the buildings to measure, comma-separated (default: the published almena and
-            albertville where they are at hand, else the test buildings).
+            albertville if they are in the data, else the test buildings).
         allow_missing: go on where more than a tenth of the views lack a domain.
     """
 
@@ -54,7 +54,7 @@ class GivenOptions:
 
     Args:
         checkpoint: networks from rgb to normals, depth or reshading to measure in place of
-            others, comma-separated: checkpoint files or runs' folders, as of demo.py.
+            others, comma-separated: checkpoint files or runs' folders, as for demo.py.
         network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
     """
 
@@ -74,8 +74,8 @@ class NetworkOptions:
         levels: halvings of the image in the deepest networks (default: what the checkpoints
             record).
         precision: fp32, tf32, bf16 or fp16.
-        batch_size: images at a time; results do not depend on it (default: 16; where pictures
-            are drawn on a CPU 2).
+        batch_size: images at a time; results do not depend on it (default: 16, but 2 where
+            pictures are drawn on a CPU).
         quiet: no progress bar.
     """
 

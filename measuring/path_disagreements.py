@@ -26,8 +26,8 @@ def edge_disagreements(
 ) -> dict[Edge, float]:
     """Measure the mean |through − straight| over images (B, 3, H, W): {edge: number}.
 
-    The number of a path stands at its last edge; of several paths that end in the same edge, it
-    is the mean. Raises UserError if `graph` lacks a network of a path.
+    The number of a path is given to its last edge. If several paths end in the same edge, it gets
+    their mean. Raises UserError if `graph` lacks a network of a path.
     """
     names = {" → ".join(path): path for pair in compared.items() for path in pair}
     values = graph.sample(names, {START: images})

@@ -51,7 +51,7 @@ def predict(
 
     By default, the result is of the image's centre square, 256 × 256. With a number as `size`,
     it is of the whole image, its shorter side of about that many pixels. With "own", it is of
-    the whole image, as large as that.
+    the whole image, at the image's own size.
 
     The networks run on `device` (default: the first GPU if there is one, else the CPU), and are
     kept between calls. The result is on the CPU, or on `device` if it is given. The other
@@ -87,8 +87,8 @@ def pretrained(
 ) -> "AnySize":
     """Return the network by which `predict` predicts, a new copy of it in eval mode on the CPU.
 
-    It maps images (B, 3, H, W) in [0, 1] of any size to (B, C, H, W) in [0, 1]. Its parameters
-    are those of `predict`, and so are the warning and the errors.
+    It maps images (B, 3, H, W) in [0, 1] of any size to (B, C, H, W) in [0, 1]. The arguments,
+    the warning and the errors are those of `predict`, but `variant` is "consistency" or "baseline".
     """
     check_one_of("task", task, tuple(TARGETS))
     check_one_of("variant", variant, VARIANTS)
@@ -165,7 +165,7 @@ class AnySize(nn.Module):
 class Predictor:
     """The networks of one task, {label: network}, with their pre- and postprocessing.
 
-    `own` are the rows of those networks that are a user's own.
+    `own` are the rows of the user-defined networks.
     """
 
     networks: dict[str, nn.Module]
@@ -254,9 +254,9 @@ def load_predictor(
 
 
 def together(predictors: Mapping[str, Predictor]) -> Predictor:
-    """Return one predictor of the networks of several of one task, each of which has one network.
+    """Combine predictors of one task, {label: predictor}, with one network each, into one.
 
-    The labels are the new ones. All are on the same device.
+    All are on the same device.
     """
     networks = {label: next(iter(p.networks.values())) for label, p in predictors.items()}
     scales = {label: next(iter(p.scales.values())) for label, p in predictors.items()}

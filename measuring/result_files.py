@@ -117,7 +117,7 @@ def columns_of(
 
 
 def with_one_legend(columns: Sequence[Column]) -> list[Column]:
-    """Return the columns with one legend below all of them: a bar's column is the last."""
+    """Return the columns with one legend for all: a bar spans them, a ball is below the first."""
     bar = isinstance(columns[-1].legend, Bar)
     plain = [replace(column, legend=None) for column in columns]
     if bar:

@@ -158,7 +158,7 @@ def paired_difference(
 
     `first` and `second` are (N,), and `clusters` names the building of each image. Images of a
     building are not independent, so whole buildings are drawn with replacement, `resamples` times,
-    and both means are taken of the images of the drawn buildings. The interval reaches from the
+    and both means are taken over the images of the drawn buildings. The interval reaches from the
     2.5th to the 97.5th percentile. Images for which a value is NaN are left out. The interval of a
     single building is NaN. With few buildings, intervals come out too narrow.
     """

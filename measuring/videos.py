@@ -27,7 +27,7 @@ from tables import write_csv
 from task_configs import TASKS
 from transfers import Scale
 
-SAMPLE = 8  # frames, at most, that set the limits of the colours of all
+SAMPLE = 8  # frames, at most, from which the limits of the colours of all frames are taken
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class PixelEnergy(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is computed of each frame: `task` by the predictor's networks, and the energy.
+    """What is computed for each frame: `task` by the predictor's networks, and the energy.
 
-    Without an `energy`, that is left out. `size` is that of demo.py: None for the centre square,
-    or the shorter side of the whole frame.
+    If `energy` is None, the energy is left out. `size` is that of demo.py: None for the centre
+    square, or the shorter side of the whole frame.
     """
 
     task: str
@@ -108,7 +108,7 @@ class Frame:
     """The results of a frame, on the CPU, in [0, 1].
 
     `image` is (3, H, W), `predictions` {label: (C, H, W)}. `energy` (1, h, w) is None where it was
-    not asked for; its mean is that of the frame.
+    not asked for; it is not limited to [0, 1], and its mean is the frame's energy.
     """
 
     image: Tensor

@@ -19,7 +19,7 @@ def _with_loss(config: dict, name: str, paths: dict, pair: Pair, yardstick: Pair
 def with_corners(target: str) -> dict:
     """Return the main job's configuration with a perceptual loss through the domain corners.
 
-    Its plots show no ground truth but rgb and the target: no other file is read for them.
+    Of the ground truths, its plots show only rgb and the target, so they need no other files.
     """
     config = multiperceptual(target)
     plots = {
@@ -33,7 +33,7 @@ def with_corners(target: str) -> dict:
         "C(n(x))": ("rgb", target, "corners"),
         "c(x)": ("rgb", "corners"),
     }
-    pair, yardstick = ("C(n(x))", "C(y^)"), ("c(x)", "C(y^)")  # the yardstick as that of edges
+    pair, yardstick = ("C(n(x))", "C(y^)"), ("c(x)", "C(y^)")  # the yardstick is as for edges
     return _with_loss({**config, "plots": plots}, "corners", paths, pair, yardstick)
 
 

@@ -15,7 +15,7 @@ from transfers import TRANSFERS, Scale, Transfer
 from utils import UserError
 
 DOMAINS = "normal", "depth_zbuffer"
-# Each room's view has an angle of its own, of which the network knows the middle.
+# Each view of the rooms has its own angle; the network is given the middle of their range.
 ROOMS_ANGLE = sum(VIEW_ANGLES) / 2
 LIMITS = 10.0, 150.0  # degrees
 
@@ -26,7 +26,7 @@ def geonet(row: Transfer, scale: Scale) -> GeoNet:
     Its field of view is that of the rooms, until weights or `geonet_step` set another.
     """
     normal, depth = (TRANSFERS["rgb", domain].build(scale) for domain in DOMAINS)
-    radius = max(2, scale.image_size // 64)  # from 192 pixels, the same part of the image
+    radius = max(2, scale.image_size // 64)  # from 192 pixels on, the same share of the image
     return GeoNet(normal, depth, row.target, ROOMS_ANGLE, radius)
 
 
@@ -44,7 +44,7 @@ def from_baselines(network: GeoNet, sources: Sources) -> dict[str, Path]:
 
 
 def begin_geonet(run: Beginning) -> tuple[dict[str, Any], str]:
-    """Give the network the cameras' field of view. Raises UserError as `field_of_view`.
+    """Give the network the cameras' field of view. Raises UserError as `field_of_view` does.
 
     A network that starts from a checkpoint of geonet keeps that one's, unless asked for another.
     """
@@ -59,8 +59,8 @@ def begin_geonet(run: Beginning) -> tuple[dict[str, Any], str]:
 def field_of_view(asked: float | None, sources: Sources) -> float:
     """Return the angle in degrees between the images' left and right border.
 
-    That is the `asked` one, or in the rooms the middle of their cameras' angles. Raises UserError
-    if it cannot be known, or is no angle of a camera.
+    That is the `asked` one or, for rooms, the middle of their cameras' angles. Raises UserError
+    if it is not known, or not between 10 and 150 degrees.
     """
     if asked is not None:
         if not LIMITS[0] <= asked <= LIMITS[1]:
@@ -71,7 +71,7 @@ def field_of_view(asked: float | None, sources: Sources) -> float:
     if all((Path(folder) / "rooms.json").is_file() for folder in sources.data_dirs):
         return ROOMS_ANGLE
     raise UserError(
-        "geonet computes with the cameras' angle, which these data do not tell: give "
+        "geonet computes with the cameras' angle, which these data do not state: give "
         "`field_of_view`, the degrees between the left and the right border of the square images"
     )
 

@@ -57,7 +57,7 @@ def reads_all(target: str) -> tuple[str, ...]:
 
 
 def schedule_of(options: MethodOptions, init: str, steps: int) -> Schedule:
-    """Return the schedule of a run. Raises UserError for options that cannot be."""
+    """Return the schedule of a run. Raises UserError for options that are out of range."""
     check_one_of("choose_network", options.choose_network or ROUND_ROBIN, NETWORK_CHOICES)
     check_one_of("choose_path", options.choose_path or LARGEST, PATH_CHOICES)
     check_positive(round_steps=options.round_steps)
@@ -76,9 +76,10 @@ def schedule_of(options: MethodOptions, init: str, steps: int) -> Schedule:
 
 
 def begin_global(run: Beginning) -> tuple[dict[str, Any], str]:
-    """Check the options, and that there are all baselines if the run starts from them.
+    """Check the options, and that all baselines are there if the run starts from them.
 
-    Returns the schedule, for the record and for the announcement.
+    Returns the schedule, for the record and for the announcement. Raises UserError if a check
+    fails.
     """
     schedule = schedule_of(run.options, run.init, run.steps)
     for edge in edges() if run.init == "baseline" else ():
@@ -250,9 +251,9 @@ class GlobalStep:
 
 
 class _ChannelsOf(nn.Module):
-    """A network with as many channels as its domain, as the next network on a path expects.
+    """A network whose output is cut to its domain's channels, for the next network on a path.
 
-    Reshading → depth, as published, has three, which are equal.
+    Reshading → depth, as published, returns three channels, which are equal.
     """
 
     def __init__(self, domain: str, network: nn.Module) -> None:
@@ -264,7 +265,7 @@ class _ChannelsOf(nn.Module):
 
 
 def _network(setup: Setup, edge: Edge) -> nn.Module:
-    """Return the network of an edge: its baseline, or a fresh one if the target's is none."""
+    """Return an edge's network: its baseline, or a fresh one if the run starts from scratch."""
     row = get_transfer(*edge, setup.sources.models_dirs[0])
     if setup.init != "baseline":
         build = partial(row.build, setup.sources.scale)

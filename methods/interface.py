@@ -19,7 +19,7 @@ from transfers import TRANSFERS, Scale, Transfer
 
 # {name of the target on the command line: domain}
 TARGETS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
-RESERVED = ("progress", "rng", "seconds", "target")  # names of a state that are the trainer's
+RESERVED = ("progress", "rng", "seconds", "target")  # a state's names that the trainer itself uses
 
 
 class TrainingStep(Protocol):

@@ -11,12 +11,12 @@ from modules.multitask import MultiTaskUNet
 from task_configs import TASKS
 from transfers import Scale, Transfer
 
-# All domains that have files of their own or are computed from those, but for the image itself.
+# All domains that have files of their own or are computed from those, except the image itself.
 DOMAINS = tuple(name for name in TASKS if name not in ("rgb", "imagenet"))
 
 
 def multitask(row: Transfer, scale: Scale) -> MultiTaskUNet:
-    """Build the network of a row's depth, with a decoder for each of DOMAINS."""
+    """Build the network with a row's depth, and with a decoder for each of DOMAINS."""
     channels = {name: TASKS[name].channels for name in DOMAINS}
     depth = scale.depth(row.downsample)
     return MultiTaskUNet(channels, row.target, depth, TASKS[row.source].channels, scale.width)

@@ -75,7 +75,7 @@ class Optimised:
 def freshly(build: Callable[[], Network], seed: int, name: str) -> Network:
     """Build a network whose weights depend on the seed and its name alone.
 
-    The state of torch's random generator is as before afterwards.
+    Afterwards, the state of torch's random generator is as it was before.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random.Random(f"{seed}/{name}").getrandbits(63))

@@ -1,7 +1,7 @@
 """Paths through a graph of domains, and how much their ends disagree: their violations.
 
 A path (i, j, …, k) has a network f_ij at its beginning and a rest f_p, and visits no domain twice.
-Its violation is |f_p(f_ij(x)) − f_p(y_j)|. Of a path (i, j) this is the direct error.
+Its violation is |f_p(f_ij(x)) − f_p(y_j)|. For a path (i, j), this is the direct error.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +75,7 @@ def mean_violations(
 ) -> dict[Path, float]:
     """Return the mean violation of each path over the views of all batches of all `ranks`.
 
-    Of a path (i, j), it is the direct error as in the closing table: over valid pixels.
+    For a path (i, j), it is the direct error as in the closing table: over valid pixels.
     """
     graph.eval()
     config = path_losses(paths)
@@ -100,7 +100,7 @@ def mean_violations(
 
 
 def violation_of_edges(violations: Mapping[Path, float]) -> dict[Edge, float]:
-    """Return the mean violation of the paths that begin with each network, but the direct ones."""
+    """Return the mean violation of the paths that begin with each network, except direct errors."""
     found: dict[Edge, list[float]] = {}
     for path, value in violations.items():
         if len(path) > 2:

@@ -41,7 +41,7 @@ def discriminator_loss(
     """Return −(mean log p(image, real) + mean log(1 − p(image, fake))) / 2, a scalar.
 
     `image` (B, 3, H, W), `real` and `fake` (B, C, H, W) are in [0, 1]; p is the discriminator's
-    probability that a patch of both is real. There is no gradient to the generator.
+    probability that a patch of both is real. No gradient flows to the generator.
     """
     of_real, of_fake = (
         at_least_float32(discriminator(centred(torch.cat((image, seen), 1))))

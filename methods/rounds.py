@@ -1,4 +1,4 @@
-"""The rounds of global consistency: how long the paths are, which network trains along which."""
+"""The rounds of global consistency: how long paths are, and which network trains along which."""
 
 import random
 from collections.abc import Callable, Mapping

@@ -150,7 +150,7 @@ def recorded_row(path: str | Path, row: Transfer) -> Transfer:
     """Return the row that builds the network of a checkpoint rgb → target.
 
     It is `row` itself unless the checkpoint records a method with a network of its own.
-    Raises UserError as `models.read_record`.
+    Raises UserError as `models.read_record` does.
     """
     method = recorded_method(read_record(path))
     if method is None or method.network is None or row.source != "rgb":

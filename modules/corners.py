@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLUR, WINDOW = 1.0, 2.0  # standard deviations in pixels: of the image, and of the window
-GAIN = 16.0  # brings the response into [0, 1]: it is 1 where grey changes by 1/16 a pixel
+GAIN = 16.0  # brings the response into [0, 1]: it is 1 where grey changes by 1/16 per pixel
 TINY = 1e-12  # under the square roots, whose gradient at 0 is infinite
 
 

@@ -93,7 +93,8 @@ def depth_from_normals(
     each point of a pixel's window, with that point's normal n_j, predicts the depth of the pixel
     i. The result is the mean of the predictions, with the weights n_i · n_j. Points take part if
     they are `valid` (B, 1, H, W), bool, their weight exceeds 0.95, and neither the pixel's ray nor
-    their own sees the plane from behind or too flat. A pixel without such points keeps its depth.
+    their own meets the plane from behind or at too flat an angle. A pixel without such points
+    keeps its depth.
     """
     ray = rays(depth, focal_length(field_of_view, depth))
     slope = (normals * ray).sum(dim=1, keepdim=True)  # n_j · r_j

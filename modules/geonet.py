@@ -14,8 +14,8 @@ CHANNELS = 32
 class Refinement(nn.Module):
     """Joins what geometry computed with the first prediction: both (B, C, H, W) → (B, C, H, W).
 
-    Three convolutions add a residual to the computed image; a 1 × 1 convolution weighs the sum and
-    the first prediction. It begins as the first prediction itself.
+    Three convolutions add a residual to the computed image; a 1 × 1 convolution joins the sum and
+    the first prediction. With its initial weights, the result is the first prediction.
     """
 
     def __init__(self, channels: int) -> None:
@@ -41,7 +41,7 @@ class GeoNet(SeveralOutputs):
     `normal` and `depth` map (B, 3, H, W) to encoded normals (B, 3, H, W) and encoded depth
     (B, 1, H, W). `target` is "normal" or "depth_zbuffer": what `forward` returns.
     `field_of_view` is the angle in degrees between the image's left and right border; it is a
-    buffer, so that the weights record it. Windows have 2 `radius` + 1 pixels a side.
+    buffer, so that the weights record it. Windows have sides of 2 `radius` + 1 pixels.
     """
 
     field_of_view: Tensor
@@ -60,11 +60,11 @@ class GeoNet(SeveralOutputs):
         self.register_buffer("field_of_view", torch.tensor(float(field_of_view)))
 
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the refined predictions of both domains, encoded as their files."""
+        """Return the refined prediction of each domain, encoded as in its files."""
         return {domain: refined for domain, (_, refined) in self.predictions(x).items()}
 
     def predictions(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the first and the refined prediction of both domains, encoded as their files."""
+        """Return the first and the refined prediction of each domain, encoded as in its files."""
         normal, depth = self.normal(x), self.depth(x)
         with torch.autocast(x.device.type, enabled=False):
             full = torch.promote_types(normal.dtype, torch.float32)

@@ -47,11 +47,11 @@ class Decoder(_Ends):
 
 
 class MultiTaskUNet(SeveralOutputs):
-    """One encoder, and a decoder a domain. With one domain, it is the `UNet`.
+    """One encoder, and a decoder for each domain. With one domain, it is the `UNet`.
 
-    `channels` are the domains' channels, {domain: C}. A buffer, so a part of the weights, tells
-    which of the decoders are trained; at first all count as trained. Files may leave out the
-    weights of the others.
+    `channels` are the domains' channels, {domain: C}. A buffer, which is saved with the weights,
+    tells which of the decoders are trained; at first all count as trained. Files may leave out
+    the weights of the others.
     """
 
     has_labels: Tensor

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 CODE = 8  # channels between the encoder and the decoder
 BLOCKS = 3, 4, 6, 3  # of the encoder's stages; the first two stages halve the image
-STEP = 16  # image sides must be multiples of it
+STEP = 16  # image sides must be multiples of this
 
 
 class Bottleneck(nn.Module):

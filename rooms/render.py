@@ -237,7 +237,7 @@ def seams(surface, normal) -> np.ndarray:
 
 
 def behind_glass(renderer: Renderer, colour, hits: Hits, u, v, noise, rng) -> None:
-    """Blend into ``colour`` (R, 3), where ``hits`` are on glass, what lies behind it, in place.
+    """Where ``hits`` are on glass, blend what lies behind it into ``colour`` (R, 3), in place.
 
     ``u``, ``v`` (R,) are the rays' image points.
     """

@@ -17,7 +17,7 @@ from .scene import Builder, Light, hsv
 DIFFICULTIES = ("default", "hard")
 SETS = ("default", "other_furniture", "outdoor_light", "other_camera")
 MIRROR, GLASS = 2.0, 3.0  # values of a material's gloss above those of ordinary materials
-# Shares of the hard rooms that have each of these; each is drawn by itself.
+# Shares of the hard rooms that have each of these; each is drawn independently.
 DIM, GLARING, RICH, MIRRORS, PANES, THIN = 0.4, 0.35, 0.6, 0.5, 0.4, 0.6
 VIEW_ANGLES = (48.0, 82.0)  # degrees across the image, in all sets but other_camera
 OTHER_ANGLES = ((24.0, 38.0), (96.0, 118.0))  # a telephoto lens, a wide-angle lens
@@ -28,8 +28,9 @@ class Variant:
     """Which rooms: `difficulty` is one of DIFFICULTIES and `set` one of SETS.
 
     Hard rooms have more clutter, thin structures, mirrors, panes of glass, walls rich in texture,
-    low light and glare: the image misleads, and the labels are right. The sets have other
-    furniture and textures, light as outdoors, or another field of view and pose.
+    low light and glare: the image misleads, but the labels are right. The sets have other
+    furniture and textures, outdoor light, or another field of view and pose. Raises UserError for
+    other values.
     """
 
     difficulty: str = "default"
@@ -79,7 +80,7 @@ def pose_of(variant: Variant, rng: np.random.Generator) -> tuple[tuple[float, fl
 
 
 def open_sky(size: np.ndarray, rng: np.random.Generator) -> tuple[list[Light], np.ndarray]:
-    """Return light as outdoors: the sun from above, and ambient light (2, 3) from a blue sky."""
+    """Return outdoor light: the sun from above, and ambient light (2, 3) from a blue sky."""
     around = rng.uniform(0, 2 * np.pi)
     toward = np.array([0.7 * np.cos(around), 0.7 * np.sin(around), rng.uniform(0.6, 1.6)])
     toward /= np.linalg.norm(toward)

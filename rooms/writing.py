@@ -111,7 +111,7 @@ def check_settings(output_dir: Path, settings: dict) -> None:
     try:
         existing = read_json(path)
     except UserError:
-        raise UserError(f"cannot read {path}: remove the folder, to make it anew") from None
+        raise UserError(f"cannot read {path}: remove the folder to make it again") from None
     usual = asdict(DEFAULT)  # what rooms.json does not name
     asked, made = usual | settings, usual | existing
     differing = [f"{key} {made.get(key)} (asked for {value})"
@@ -131,7 +131,7 @@ def chosen_buildings(buildings) -> list[str]:
     names = buildings.split(",") if isinstance(buildings, str) else [str(b) for b in buildings]
     for name in names:
         if not name or not name.replace("-", "").isalnum():
-            raise UserError(f"{name!r} is no building name: letters, digits and - only")
+            raise UserError(f"{name!r} is not a building name: letters, digits and - only")
     return names
 
 
@@ -189,8 +189,8 @@ def make_rooms(
 
     The files do not depend on ``num_workers`` (None: one per core) or on interruptions.
     ``buildings`` is None (all of config/split_rooms.txt), a list or "a,b". ``variant`` makes harder
-    rooms, or a set out of the distribution. Raises UserError if
-    the folder holds rooms with other settings or cannot be written.
+    rooms, or a set out of the distribution. Raises UserError if the folder holds rooms with other
+    settings or cannot be written.
     """
     if image_size < 16 or views_per_building < 1:
         raise UserError("`image_size` must be at least 16 and `views_per_building` at least 1")

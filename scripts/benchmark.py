@@ -62,10 +62,10 @@ def main(
 ) -> None:
     """Measure the training step, loading, and forward-only work, each beside the published way.
 
-    Both ways alternate in one run, so that what else the machine does falls on both; the
+    Both ways alternate in one run, so that other load on the machine affects both; the
     table shows medians, and the smallest and largest ratio. The two steps' gradients are
-    asserted equal first. The result goes into a Markdown file, into the part of the device it
-    was measured on; other parts stay.
+    asserted equal first. The result goes into a Markdown file, into the section of its device and
+    setup; other sections stay.
 
     Example: python -m scripts.benchmark --parts step,memory --repeats 5
 
@@ -74,15 +74,15 @@ def main(
         parts: some of step, floor, memory, cost, speed, modes, loader, forward, comma-separated
             (default: all).
         image_size: pixels of the images' side (default: on a GPU 256, as published, else 64, as
-            training on the embedded rooms).
+            in training on the embedded rooms).
         width: channels of the networks' first level (default: likewise 16 or 8).
         levels: halvings in the deepest networks (default: likewise 6 or 4).
-        batch_size: views a step (default: likewise 64 or 16).
+        batch_size: views per step (default: likewise 64 or 16).
         repeats: how often each way is timed.
         precision: fp32, tf32 or bf16, of this project's step; the published one has fp32.
         compile: compile the networks, for this project's step.
         channels_last: images channels last in memory, for this project's step.
-        threads: of the CPU.
+        threads: threads of the CPU that are used.
         output: the file to write (default: results/benchmarks.md).
     """
     check_precision(precision, TRAINING_PRECISIONS)

@@ -31,7 +31,7 @@ EACH = 9000  # views of a building, as in Taskonomy
 CUT_OFF = "cut off"
 SETTLED = 2.5  # seconds after which the times of a folder are relied on
 VIEW = "VIEW"  # stands for the name of a view
-BYTES = 100_000  # of each file, none of which are on the disk: a run treats small data otherwise
+BYTES = 100_000  # size of each file, which has no content: a run treats small data differently
 DOMAINS = (
     "rgb", "normal", "principal_curvature", "depth_zbuffer", "reshading", "edge_occlusion",
     "keypoints3d", "keypoints2d",
@@ -106,14 +106,14 @@ def main(
     num_workers: int = 4,
     reads: int = 200_000,
 ) -> None:
-    """Make files without content for so many views, and measure the start of a run on them.
+    """Make files without content for many views, and measure the start of a run on them.
 
     Prints a table. "find" is the time to find the views of all parts, and "start" the time until
     the first batch could be loaded, in seconds on the clock and of the processor. "peak" is the
     most memory of the main process until then, "main" what it has then, and "all" that of all
-    processes together (proportional set size, after the loading processes have read views); each
-    is more than before the start. Starts without an index come first, and then starts with
-    the index that they have written. "load" is the load of the machine when a start began.
+    processes together (proportional set size, after the loading processes have read views); what
+    was in use before the start is subtracted. Starts without an index come first, and then starts
+    with the index that they have written. "load" is the load of the machine when a start began.
 
     Example: python -m scripts.benchmark_views --views 10000,100000
 
@@ -133,7 +133,7 @@ def main(
     check_positive(num_workers=num_workers, reads=reads, repeats=repeats)
     code = Path(checkout) if checkout else ROOT
     if not (code / "training" / "data.py").is_file():
-        raise UserError(f"`checkout` {code} is no folder of this project")
+        raise UserError(f"`checkout` {code} is not a folder of this project")
     if keep and folder is None:
         raise UserError("`keep` leaves the files in a `folder`, which has to be named")
     tasks = [get_task(name).name for name in domains or DOMAINS]
@@ -152,7 +152,7 @@ def measure_views(
     repeats: int,
     faults: bool,
 ) -> None:
-    """Make so many views, and measure starts on them. The options are those of `main`."""
+    """Make `number` views, and measure starts on them. The options are those of `main`."""
     if folder:
         make_folder(Path(folder))
     with tempfile.TemporaryDirectory(dir=folder, prefix="views-") as place:
@@ -208,7 +208,7 @@ class Starts:
 
 @contextmanager
 def one_file_less(data: Path, tasks: Sequence[str]) -> Iterator[None]:
-    """Remove a file of one view meanwhile, so that there is one view less."""
+    """Within the block, a file of one view is missing, so that there is one view less."""
     folder = TASKS[tasks[0]].path(data, "building0000", VIEW).parent
     file, other = sorted(folder.iterdir())[:2]
     file.unlink()
@@ -226,7 +226,7 @@ def _number(text: str) -> int:
 
 
 def make_views(folder: Path, number: int, tasks: list[str]) -> None:
-    """Make the files of so many views in Taskonomy's layout, except those that are there.
+    """Make the files of `number` views in Taskonomy's layout, except those that are there.
 
     The files of a building and domain are hard links to one empty file, so that they take no
     inodes. A file can have 65,000 links in some file systems. Raises UserError if the folder has
@@ -244,12 +244,12 @@ def make_views(folder: Path, number: int, tasks: list[str]) -> None:
 
 
 def views_of_a_building(number: int) -> int:
-    """Return how many views a building has, if there are so many: there are ten or more."""
+    """Return how many views each building has if there are `number` views in all."""
     return min(EACH, -(-number // 10))
 
 
 def _make_files(pattern: Path, count: int) -> None:
-    """Make the files of so many views in a folder; `pattern` is the file of the view VIEW."""
+    """Make the files of `count` views in a folder; `pattern` is the file of the view VIEW."""
     before, after = pattern.name.split(VIEW)
     pattern.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(pattern.parent, os.O_RDONLY)  # names relative to it take less time

@@ -35,9 +35,9 @@ def main(
     show: int = 20,
     quiet: bool = False,
 ) -> None:
-    """Check a data folder: what is missing, broken or oddly encoded. Exit status 1 if anything.
+    """Check a data folder: what is missing, broken or oddly encoded.
 
-    Prints what is wrong, and a summary.
+    Prints what is wrong, and a summary. The exit status is 1 if anything is wrong.
 
     Example: python -m scripts.check_data /data/taskonomy --max-views 50
 
@@ -48,7 +48,7 @@ def main(
         buildings: only these.
         domains: only these (default: all that are there).
         layouts: Python files of your own that add layouts of folders (docs/extending.md).
-        num_workers: processes (default: one a core).
+        num_workers: processes (default: one per core).
         table: print the counts of each domain in each building, and in 16-bit files the
             shares of the values 0 and 65535.
         show: how many files to name; all are counted.
@@ -102,10 +102,10 @@ def _tasks(domains: list[str] | None) -> list[ImageTask]:
 
 
 def _print_absent(data_dir: str, absent: list[ImageTask], asked_for: bool) -> int:
-    """Print the domains without files, and what lies there instead. Returns the number of these.
+    """Print the domains without files, and what lies there instead. Returns how many are missing.
 
-    A domain counts if it was `asked_for`, if files of it lie there under another name, if a list
-    has a column of it, or if it is rgb, which all training reads.
+    A domain counts as missing if it was `asked_for`, if files of it lie there under another name,
+    if a list has a column of it, or if it is rgb, which all training reads.
     """
     hints = hints_of(data_dir, absent)
     listed = find_list(data_dir)

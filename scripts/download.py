@@ -79,11 +79,11 @@ def main(
     The publisher's addresses are tried first. Some may be dead by now: then XTC_MIRROR, the
     address of a folder (https://…, http:// or file://…), is used. The mirror holds the files
     under their published names or, for models, percep_models, energy_graph_edges and data, one
-    archive {what}.zip or {what}.tar of them. If something cannot be had, the message says what
-    was tried, and what a mirror has to hold. What is there already is not fetched again; what
-    was cut off goes on where it stopped, or begins anew where the file on the host has changed.
-    Where the mirror has a file SHA256SUMS, only what is listed there is fetched from it, and
-    only if it agrees.
+    archive {what}.zip or {what}.tar of them. If something cannot be fetched, the message says
+    what was tried, and what a mirror has to hold. What is there already is not fetched again;
+    a download that was cut off continues where it stopped, or begins anew if the file on the host
+    has changed. If the mirror has a file SHA256SUMS, only what is listed there is fetched from
+    it, and only if its checksum agrees.
 
     Example: python -m scripts.download omnidata
 
@@ -92,7 +92,7 @@ def main(
             energy_graph_edges (those of the consistency energy), omnidata (Omnidata's U-Net for
             normals), taskonomy (Taskonomy's own networks; each file's SHA-256, which its name
             contains, is checked) or data ({building}_{domain}.zip or .tar, which are unpacked).
-        folder: where to (default: models/ or data/ of the job's base folder).
+        folder: the folder for the files (default: models/ or data/ of the job's base folder).
         buildings: of data (default: almena,albertville).
         domains: of data (default: rgb,normal), or of taskonomy (default: all that there are).
         quiet: no progress bar.
@@ -154,7 +154,7 @@ def _mirror() -> str:
 
 @dataclass
 class Download:
-    """What is fetched into which folder. `tried` tells of each address that was of no use."""
+    """What is fetched into which folder. `tried` lists the addresses that failed, with reasons."""
 
     what: str
     target: Path
@@ -174,7 +174,7 @@ class Download:
         return path.is_dir() if self.is_data else path.is_file() and path.stat().st_size > 0
 
     def run(self, names: Sequence[str], mirror: str) -> None:
-        """Fetch what is not there yet. Raises UserError if something cannot be had."""
+        """Fetch what is not there yet. Raises UserError if something cannot be fetched."""
         missing = self.lacking(names)
         for name in names:
             if name not in missing:

@@ -53,9 +53,9 @@ def main(
 ) -> None:
     """Measure the consistency energy: how much the paths from an image to normals disagree.
 
-    energy_calc measures labelled views, writes data.csv (a row a view), energy.pdf and .png
+    energy_calc measures labelled views, writes data.csv (a row per view), energy.pdf and .png
     (error over energy) and statistics.json, and prints their correlation.
-    energy_calc_nogt --img-path DIR measures any images by those statistics, which it reads
+    energy_calc_nogt --img-path DIR measures any images with those statistics, which it reads
     from the same --output-dir, and writes energy_query.csv, .pdf and .png.
 
     Example: python -m scripts.energy_calc energy_calc --output-dir results/energy
@@ -70,7 +70,7 @@ def main(
     if config is None:
         print(
             f"{LABELLED} measures labelled views, {UNLABELLED} --img-path DIR any images "
-            f"(--help says more). Now: {LABELLED}, on what is there."
+            f"(--help says more). Running {LABELLED} on the data that are there."
         )
         config = LABELLED
     check_one_of("config", config, (LABELLED, UNLABELLED))

@@ -58,7 +58,7 @@ def main(
 
     A pixel's energy is the mean, over the domains, of how far normals predicted straight
     from the image are from those predicted through the domain. Writes {name}_energy.png, all
-    in the same colours. Exit status as of demo.py.
+    in the same colours. The exit status is as for demo.py.
 
     The networks that predict normals, depth and reshading are those that demo.py shows; the
     paths go on from their predictions. Where `image_size`, `width`, `levels` or `statistics`
@@ -67,12 +67,12 @@ def main(
     Example: python -m scripts.energy_map --img-path assets/room.png
 
     Args:
-        img_path: an image, or a folder of images; what is no image is skipped.
+        img_path: an image, or a folder of images; other files are skipped.
         output_dir: the folder for the results (default: results/energy_map).
         per_path: draw the disagreement through each domain too.
         white: the energy at the bright end of the scale, so that the pictures of several
-            calls compare (default: the 99 % quantile of this call's images, of 64 where
-            there are more; printed).
+            calls can be compared (default: the 99 % quantile of this call's images, of 64
+            where there are more; printed).
         statistics: the output_dir of a labelled run of scripts.energy_calc: each domain's
             disagreement is standardised by it before the mean, as the energy of images is.
     """

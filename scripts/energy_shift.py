@@ -43,19 +43,19 @@ def main(
     given: GivenOptions,
     networks: NetworkOptions,
 ) -> None:
-    """Measure the consistency energy, and the error, of images that are more and more spoilt.
+    """Measure the consistency energy, and the error, of increasingly degraded images.
 
-    Blurred, compressed, noisy and dark versions of each image, at the size the networks
-    take; energies are standardised by those of the clean images. Prints, and writes into
-    shift.csv, for each level the mean energy, the mean error (labelled views only) and the
-    area under the ROC curve of telling spoilt from clean images by their energy. Writes
-    shift_images.csv (a row an image and level), shift.pdf and shift.png too.
+    These are blurred, compressed, noisy and dark versions of each image, at the size that the
+    networks take; energies are standardised by those of the clean images. Prints, and writes
+    into shift.csv, for each level the mean energy, the mean error (labelled views only) and the
+    area under the ROC curve for telling degraded from clean images by their energy. Writes
+    shift_images.csv (a row per image and level), shift.pdf and shift.png too.
 
     Example: python -m scripts.energy_shift --subset_size 64
 
     Args:
         output_dir: the folder for results (default: results/energy_shift).
-        img_path: an image, or a folder of images, to spoil instead of labelled views.
+        img_path: an image, or a folder of images, to degrade instead of labelled views.
         subset_size: measure that many of the views (or images), evenly spaced.
     """
     check_positive(batch_size=networks.batch_size, subset_size=subset_size)

@@ -63,10 +63,10 @@ class ComparisonOptions:
         labels: a name for each network, comma-separated (default: the files' or folders' names).
         perceptual: the perceptual errors, comma-separated (curv,edge,…), or none (default: all
             but imagenet).
-        shift: spoil the images first: blur:SIGMA, jpeg:QUALITY, noise:SIGMA or
+        shift: degrade the images first: blur:SIGMA, jpeg:QUALITY, noise:SIGMA or
             darkening:FACTOR, at the networks' image size.
         resamples: draws of the bootstrap.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         network: FILE.py:FUNCTION, the function that builds a checkpoint's network, if that is a
             network of your own (docs/extending.md).
     """
@@ -93,12 +93,12 @@ def main(
 ) -> None:
     """Measure the errors of one or several networks on labelled views, and how they differ.
 
-    The direct error, the measures of the literature, and the perceptual errors: the prediction
-    mapped to another domain by a frozen network, against the truth mapped there ("predicted")
-    and against that domain's own labels ("true"). Each network is compared with the first;
-    intervals (95 %) are from a paired bootstrap over buildings. Writes evaluation.json, .csv
-    and .md, images.csv (a row an image), and for each network a picture of the best, the median
-    and the worst images.
+    These are the direct error, the measures of the literature, and the perceptual errors: the
+    prediction mapped to another domain by a frozen network, against the truth mapped there
+    ("predicted") and against that domain's own labels ("true"). Each network is compared with the
+    first; intervals (95 %) are from a paired bootstrap over buildings. Writes evaluation.json,
+    .csv and .md, images.csv (a row per network and image), and for each network a picture of the
+    best, the median and the worst images.
 
     Example: python -m scripts.evaluate baseline results/FOLDER --data-dirs data_rooms
 
@@ -155,7 +155,7 @@ def chosen_task(task: str | None, entries: Sequence[str]) -> str:
         if len(for_task(name, named)) == len(named):
             return name
     raise UserError(
-        f"which `task` do {', '.join(named)} have? Their names tell none that all of them have: "
+        f"which `task` do {', '.join(named)} have? By their names, they have none in common: "
         f"give {', '.join(TARGETS)}"
     )
 
@@ -332,7 +332,7 @@ def note_on(record: Mapping) -> str:
         f"bootstrap over buildings ({record['resamples']} draws, seed {record['seed']})."
     )
     if count < FEW:
-        text += f" With {count} buildings only, the intervals are too narrow."
+        text += f" With only {count} buildings, the intervals are too narrow."
     return text
 
 

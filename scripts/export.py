@@ -30,7 +30,7 @@ def main(
         transfer: which network of the table it is (rgb2normal, …) if the file's name does not
             say so.
         network: FILE.py:FUNCTION, for checkpoints that were trained with `train --network`.
-        time: measure the time of an image that many times, in torch and in the written model.
+        time: measure the time for an image that many times, in torch and in the written model.
     """
     check_positive(time=time)
     written = export(checkpoint, to, transfer=transfer, network=network)

@@ -68,10 +68,10 @@ def main(
     tiny: bool = False,
     report_only: bool = False,
 ) -> None:
-    """Measure on a GPU: does everything run, how fast is a step, what limits it, are data in time.
+    """Measure on a GPU: what runs, how fast a step is, what limits it, and whether data keep up.
 
     The most important comes first. Each result is stored when it exists, in a JSON file of its
-    part; the report is then written anew from all that are there. Started again, the command
+    part; the report is then written again from all stored results. Started again, the command
     measures what is missing. It needs no network connection.
 
     Example: python -m scripts.gpu_report --minutes 10
@@ -151,12 +151,12 @@ def measure_all(chosen: Sequence[str], settings: Settings, seconds: float, targe
 
 
 def in_process(name: str, settings: Settings, seconds: float) -> None:
-    """Measure a part in a process of its own, which is ended after so many seconds.
+    """Measure a part in a process of its own, which is ended after `seconds`.
 
-    So neither an error of the GPU nor endless compiling takes the other parts along.
+    So neither an error of the GPU nor endless compiling affects the other parts.
     """
     visible = settings.visible
-    if settings.device.type == "cuda":  # one card, but for the runs on all of them
+    if settings.device.type == "cuda":  # one card, except for the runs on all of them
         os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
     process = multiprocessing.get_context("spawn").Process(
         target=measure_part, args=(name, settings, seconds)
@@ -177,7 +177,7 @@ def in_process(name: str, settings: Settings, seconds: float) -> None:
 
 
 def measure_part(name: str, settings: Settings, seconds: float) -> None:
-    """Measure a part in this process, with a process group of its own: what it starts ends too."""
+    """Measure a part in this process, which becomes a process group, to be ended as a whole."""
     os.setpgrp()
     measure(name, PARTS[name].cells(settings), settings, seconds)
 

@@ -24,13 +24,13 @@ from utils import UserError, check_one_of, check_positive, log, read_job
 
 @dataclass(frozen=True)
 class CameraPath:
-    """The way of the camera.
+    """The path of the camera.
 
     Args:
         zoom: how many times as large the middle of the image is at the end, 0.5 to 3; or START,END.
-        shift: RIGHT,DOWN: how far the camera has moved at the end, by how far that moves the
-            middle of the image, in shares of its width and height (default: 0.03,0); or, with four
-            numbers, at the start and at the end.
+        shift: RIGHT,DOWN: how far the camera has moved at the end, as the distance by which that
+            moves the middle of the image, in shares of its width and height (default: 0.03,0); or,
+            with four numbers, at the start and at the end.
         seconds: the length of the clip.
         fps: frames per second.
     """
@@ -49,7 +49,7 @@ class CameraPath:
         return Position(zooms[0], *shifts[:2]), Position(zooms[1], *shifts[2:])
 
     def check(self) -> None:
-        """Raise UserError for a way that cannot be gone, before anything is computed."""
+        """Raise UserError for an impossible path, before anything is computed."""
         self.ends()
         frame_count(self.seconds, self.fps)
 
@@ -77,10 +77,10 @@ def main(
     Writes {name}_ken_burns.mp4 (H.264): each pixel is a point at its predicted depth, the nearest
     points hide the others, and what comes into sight is filled from the background around it. The
     depth is that of the network trained with consistency where there is one, and the whole image is
-    used. Exit status as of demo.py. Needs the extra `web`.
+    used. The exit status is as for demo.py. Needs the extra `web`.
 
     Args:
-        img_path: an image, or a folder of images; what is no image is skipped.
+        img_path: an image, or a folder of images; other files are skipped.
         output_dir: the folder for the results (default: results/ken_burns).
         field_of_view: the angle between the left and the right border of the image, in degrees. An
             unknown camera's is a guess: the wider, the deeper the scene looks.
@@ -136,7 +136,7 @@ def load_depth(checkpoint: list | None, models_dir: str | None) -> Predictor:
 
 
 def opened(images: ImageFiles, path: Path) -> Image.Image | None:
-    """Open an image. One that is broken is logged, and counted as failed: None."""
+    """Open an image. If it is broken, log it, count it as failed, and return None."""
     try:
         return open_image(path)
     except BrokenImage as error:
@@ -146,7 +146,7 @@ def opened(images: ImageFiles, path: Path) -> Image.Image | None:
 
 
 def _numbers(name: str, texts: list, counts: tuple[int, ...]) -> list[float]:
-    """Convert the texts of a flag. Raises UserError if they are not so many numbers."""
+    """Convert the texts of a flag. Raises UserError unless they are one of `counts` numbers."""
     try:
         values = [float(text) for text in texts]
     except ValueError:

@@ -35,10 +35,10 @@ def main(
     Args:
         output_dir: where the folders {building}_{domain}/{domain}/ go (default: data_rooms/
             of the job's base folder, where training looks for them).
-        views_per_building: views of each building, four of a room.
+        views_per_building: views of each building, four of each room.
         image_size: pixels of the images' side.
         seed: another seed gives other rooms.
-        num_workers: processes (default: one a core).
+        num_workers: processes (default: one per core).
         buildings: only these, comma-separated (default: all of config/split_rooms.txt). Another
             name gives another building, which is in no part of that split.
         difficulty: default, or hard: clutter, thin structures, mirrors, glass, rich textures, low

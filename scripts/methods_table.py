@@ -45,12 +45,12 @@ class TrainingFlags:
     Args:
         train: train and measure the methods that the record lacks; without it, only the
             table is written again.
-        time_again: measure the seconds and the memory of a step again, of all methods in the
-            record, one after the other: the second of two epochs of each.
-        methods: these methods alone, comma-separated (default: all).
+        time_again: measure the seconds and the memory of a step again, for all methods in the
+            record, one after the other: in the second of two epochs of each.
+        methods: only these methods, comma-separated (default: all).
         max_epochs: epochs of each method.
         steps_per_epoch: steps of an epoch.
-        batch_size: views a step.
+        batch_size: views per step.
         lr: learning rate of the methods whose source has none of its own.
         schedule: constant or cosine.
         seed: of the common start, and of each training.
@@ -101,7 +101,7 @@ def main(target: str = "normal", *, output_dir: str | None = None, training: Tra
 
     With --train, first train each method from the same fresh network, for equal steps, and
     measure it on held-out views; the baseline also for the seconds that perceptual takes. What
-    is recorded already is not trained again, so a run that was stopped goes on where it stood.
+    is recorded already is not trained again, so a run that was stopped continues from there.
 
     Example: python -m scripts.methods_table
     Everything: python -m scripts.methods_table --train
@@ -153,7 +153,7 @@ def train_all(
 ) -> None:
     """Train and measure the methods that the record lacks; record each as it ends.
 
-    At last the baseline is trained once more, for as many epochs as take the seconds of `LIKE`.
+    Finally, the baseline is trained once more, for as many epochs as take the seconds of `LIKE`.
     """
     sources = settle(read_job(), training.data_dirs, training.models_dir)
     base = Path(training.results_dir or read_job().results_dir / "methods")
@@ -232,8 +232,8 @@ def time_all(
 ) -> None:
     """Measure the seconds and memory of a step of the recorded methods again; record each.
 
-    Of two epochs the second counts, when all views are in memory and what is cached of their
-    labels is there.
+    The second of two epochs counts, in which all views are in memory, and what is computed from
+    their labels is cached.
     """
     record = read_json(record_file) if record_file.is_file() else {"methods": {}}
     for method in tqdm(methods, desc="timed", unit="method", disable=None):

@@ -64,9 +64,9 @@ def main(
     Args:
         data_dir: the folder with the data set, or a list of views (docs/data.md); with
             --verify, a pack.
-        to: the pack's folder, a new one.
+        to: the folder of the new pack.
         image_size: pixels of the images' side, as the networks will take them (default: 256).
-        num_workers: processes that read files (default: one a core).
+        num_workers: processes that read files (default: one per core).
         verify: compare a pack with the checksums that it records; nothing is packed. Training
             compares only the sizes and the ends of the arrays.
         shards: write tar shards of the files as they are, to be read in sequence

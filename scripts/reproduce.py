@@ -39,8 +39,8 @@ def main(
 
     Prints the plan, does it stage by stage with the project's other programs, and writes
     docs/results.md with its figures. What is done is never done again: after an interruption,
-    the same command goes on, trainings from their last state. Validation chooses; test views
-    are rendered and read after all training only.
+    the same command continues, trainings from their last state. All choices are made on
+    validation views; test views are rendered and read only after all training.
 
     Example: python -m scripts.reproduce --scale quick
 
@@ -48,14 +48,14 @@ def main(
         scale: quick, cpu (three targets, for two cores), gpu (256 pixels), or tiny, which tests
             the command itself.
         seeds: trainings of each method, from seed 0 on (default: the scale's).
-        only: do this stage, or these (rooms, baselines, edges, …), or the report alone.
+        only: do only this stage, these stages (rooms, baselines, edges, …) or the report.
         output_dir: where everything is kept (default: results/reproduce_ and the scale).
         report: the report's file; figures go into the folder results beside it (default:
             docs/results.md).
-        keep: a folder for small copies of what is done, from which the same command goes on, or
+        keep: a folder for small copies of what is done, from which the same command continues, or
             writes the report, on another machine (docs/evaluation.md).
         jobs: stages to do at once, each with its share of the cores (default: one for each core,
-            at most 4, and with a graphics card for each 16 GiB of its memory).
+            at most 4, and with a graphics card at most one for each 16 GiB of its memory).
         dry: print the plan and its commands, and stop.
     """
     size = SCALES[check_one_of("scale", scale, tuple(SCALES))]
@@ -118,7 +118,7 @@ def print_plan(
 def claim(folder: Path, scale: str, seeds: int, size: Size) -> None:
     """Write what the folder is for. Raises UserError if it holds a reproduction of other numbers.
 
-    More seeds may be asked for than before: theirs are stages of their own.
+    More seeds may be asked for than before: they add stages of their own.
     """
     if not claimed(folder, scale, size, "output_dir"):
         return
@@ -128,7 +128,10 @@ def claim(folder: Path, scale: str, seeds: int, size: Size) -> None:
 
 
 def claimed(folder: Path, scale: str, size: Size, flag: str) -> bool:
-    """Write plan.json of a folder; whether it was not there. Raises UserError if it is another."""
+    """Write a folder's plan.json. Returns whether it was not there yet.
+
+    Raises UserError if the folder has another plan.
+    """
     record, file = {"scale": scale, "numbers": numbers(size)}, folder / "plan.json"
     if file.exists():
         before = read_json(file)

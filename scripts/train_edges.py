@@ -37,7 +37,7 @@ class TrainerOptions:
     Args:
         max_epochs: epochs of each network (default: as python -m train).
         steps_per_epoch: steps of an epoch.
-        batch_size: views a step.
+        batch_size: views per step.
         lr: learning rate.
         dataaug: the published augmentation.
         augment_rgb: strong changes of rgb's look (see python -m train --help).
@@ -53,7 +53,7 @@ class TrainerOptions:
         width: channels of the networks' first level.
         levels: halvings of the image in the deepest networks (see python -m train --help).
         results_dir: where each network's run folder is made.
-        seed: of each training.
+        seed: seed of each training.
     """
 
     max_epochs: int | None = None
@@ -86,12 +86,12 @@ def main(
 ) -> None:
     """Train the networks that a configuration needs and the models folder lacks.
 
-    Networks between domains first, then those from rgb, each on its ground truth alone
+    Those between domains are trained first, then those from rgb, each on its ground truth alone
     (python -m train TRANSFER --install). What is there already is left as it is, so an
-    interrupted run goes on where it stopped.
+    interrupted run continues where it stopped.
 
     --on-predictions trains the networks between domains further, each on what rgb → its first
-    domain predicts instead of on that domain's labels: the consistency energy meets them with
+    domain predicts instead of on that domain's labels, because the consistency energy gives them
     such inputs. --split may name buildings that the networks from rgb were not trained on.
 
     Example: python -m scripts.train_edges multiperceptual_normal

@@ -37,9 +37,9 @@ def main(
         checkpoint: the networks that are shown first, comma-separated: files, runs' folders,
             omnidata or taskonomy.
     """
-    port = free_port(host, port)  # before seconds go by
+    port = free_port(host, port)  # so that it fails at once, not after seconds
     shared = Shared(models_dir=models_dir, checkpoint=checkpoint)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, folder and all
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does: close all
     try:
         os.environ.update(settings(str(shared.folder)))
         gradio()

@@ -25,7 +25,7 @@ def announcement(
     folder: Path,
     of_method: str = "",
 ) -> str:
-    """Return the block that a run prints before it starts. Values not asked for say "default".
+    """Return the block that a run prints before it starts. Defaults are marked as such.
 
     `of_method` is what the run's method adds.
     """

@@ -22,7 +22,7 @@ from training.objective import Objective
 from training.options import DataOptions
 from utils import UserError, evenly_spaced, log
 
-HELD_OUT = 256  # at most so many views in val and in test, evenly spaced
+HELD_OUT = 256  # the most views in val and in test, evenly spaced
 KEEP_BYTES = 2 * 2**30  # smaller data sets stay in memory once loaded
 
 
@@ -100,7 +100,10 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
     train = parts["val" if data.fast else "train"]
     if data.subset_size:
         if data.subset_size > len(train.views):
-            raise UserError(f"`subset_size` {data.subset_size}: {len(train.views)} training views")
+            raise UserError(
+                f"`subset_size` is {data.subset_size}, and there are {len(train.views)} "
+                f"training views"
+            )
         train = Part(evenly_spaced(train.views, data.subset_size), train.tasks)
     parts = {"train": train} | {name: part for name, part in parts.items() if name != "train"}
     if "test" in parts and parts["test"].views == parts["val"].views:
@@ -117,7 +120,7 @@ def find_parts(reads: Mapping[str, Reads], sources: Sources, data: DataOptions) 
 def _find_part(
     name: str, domains: Reads, sources: Sources, buildings: Sequence[str], allow_missing: bool
 ) -> Part:
-    """Return the part of the data that these buildings are. Logs missing wanted domains."""
+    """Return the part of the data in these buildings. Logs missing wanted domains."""
     views, tasks = find_views_and_tasks(
         domains.needed, domains.wanted, sources.data_dirs, buildings, allow_missing
     )

@@ -13,7 +13,7 @@ from loading.view_sequence import Views
 from training.data import Part
 from utils import UserError, evenly_spaced, reason_of
 
-EXAMINED = 100_000  # at most so many files of a part are looked at
+EXAMINED = 100_000  # the most files of a part that are looked at
 SMALL = 256 * 2**20  # bytes of files up to which their contents are compared
 
 

@@ -31,11 +31,11 @@ def installed_file(objective: Objective, sources: Sources, force: bool) -> Path:
 
 
 def install(checkpoint: Path, file: Path, objective: Objective, sources: Sources) -> Path | None:
-    """Copy a run's checkpoint to `file`, and return the replaced file's new name.
+    """Copy a run's checkpoint to `file`, in float16.
 
-    In float16, except for a network of the user's own, which may hold numbers beyond its range.
-
-    A file that is there already is renamed to {name}_replaced_{number}.pth, else None.
+    A network of the user's own is copied as it is, as its numbers may exceed float16's range. A
+    file that is there already is renamed to {name}_replaced_{number}.pth. Returns this new name,
+    or None. Raises UserError if the checkpoint cannot be read or the file cannot be written.
     """
     weights, record = read_weights(checkpoint)
     network = objective.transfer.build(sources.scale)

@@ -164,7 +164,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are over, or an epoch and with it the time for training."""
+        """Whether all epochs are over, or an epoch is over and `max_seconds` have passed."""
         limit = self.plan.max_seconds
         in_time = limit is None or self.seconds < limit or self.progress.step > 0
         return self.progress.epoch >= self.plan.epochs or not in_time
@@ -265,7 +265,7 @@ class Trainer:
         left = self.plan.epochs * self.plan.steps_per_epoch - self.global_step
         if self.ranks.first and left:
             log.info(
-                "%s: %.2g s a step, so about %s for the %s steps left, validation not counted",
+                "%s: %.2g s per step, so about %s for the %s steps left, validation not counted",
                 self.plan.label, each, duration(each * left), left,
             )  # fmt: skip
 

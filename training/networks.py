@@ -24,7 +24,7 @@ def build_graph(
 ) -> tuple[TaskGraph, list[str], dict[str, Path]]:
     """Return the graph on the device, its weights loaded, and the perceptual losses it can compute.
 
-    The third value are the checkpoints that were loaded, {transfer: file}, with the target's if
+    The third value is the checkpoints that were loaded, {transfer: file}, with the target's if
     it does not start from scratch. If the ImageNet network's weights are not available, logs an
     error and leaves out its losses, or raises UserError with `strict`. Raises UserError if
     another network's checkpoint is missing or does not fit.
@@ -115,7 +115,7 @@ def _predicting(
 
 
 def losses_in_use(perceptual: Sequence[str], by_win_rate: Sequence[str]) -> list[str]:
-    """Return all losses that a run computes: with the yardsticks of those with win rates."""
+    """Return all losses that a run computes, with the yardsticks of those with win rates."""
     return ["mae", *perceptual, *map(yardstick_of, by_win_rate)]
 
 
@@ -135,7 +135,7 @@ def _set_up(module: nn.Module, compute: ComputeOptions, device: torch.device) ->
 
 
 def prepare_another(network: nn.Module, compute: ComputeOptions, device: torch.device) -> nn.Module:
-    """Return a network that a method adds to the graph's, prepared like these."""
+    """Prepare a network that a method adds to the graph's, in the same way. Returns it."""
     network = parallelised(network)
     _set_up(network, compute, device)
     if compute.compile:

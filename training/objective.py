@@ -65,7 +65,7 @@ class Objective:
 
     @property
     def predictor(self) -> Transfer | None:
-        """The row of the frozen network whose predictions are trained on, or None: labels are."""
+        """The row of the frozen network whose predictions are trained on; None to use labels."""
         path = self.config["paths"]["n(x)"]
         return TRANSFERS[path[:2]] if len(path) == 3 else None
 

@@ -23,13 +23,13 @@ class DataOptions:
         max_bad_fraction: stop where more than this share of the views cannot be loaded; up to
             it they are replaced (in training) or left out, and listed.
         subset_size: use that many training views, evenly spaced.
-        shift: train and measure on spoilt images: blur:SIGMA, jpeg:QUALITY, noise:SIGMA or
-            darkening:FACTOR, at the networks' image size; the labels stay.
+        shift: train and measure on degraded images: blur:SIGMA, jpeg:QUALITY, noise:SIGMA or
+            darkening:FACTOR, at the networks' image size; the labels stay as they are.
         fast: train on the validation views, without a test set: a quick trial.
         dataaug: the published augmentation: centre crops, colour jitter of rgb.
-        augment_rgb: strong changes the look of rgb alone: gamma, light, colours, grey, blur,
-            noise, JPEG (docs/data.md). For networks that are to see photographs.
-        num_workers: loading processes (default: one a core, 8 at most; none for data that
+        augment_rgb: strong, to change the look of rgb by gamma, light, colours, grey, blur,
+            noise and JPEG (docs/data.md), for networks that will be used on photographs.
+        num_workers: loading processes (default: one per core, at most 8; none for data that
             fits into memory).
     """
 
@@ -67,8 +67,8 @@ class NetworkOptions:
         on_predictions: train a transfer between domains on what rgb → its first domain predicts,
             instead of on that domain's labels, by L1; it starts from the transfer's own
             checkpoint (docs/evaluation.md).
-        strict: an error where the ImageNet network's weights can't be had, instead of
-            leaving its loss out.
+        strict: stop with an error if the ImageNet network's weights cannot be fetched, instead
+            of leaving its loss out.
         no_imagenet: leave out the loss that needs the ImageNet network.
         install: at the end, copy the trained network into the folder `models_dir` (default:
             models/trained of the job's base folder), where other runs find it. With --resume
@@ -99,11 +99,11 @@ class LossOptions:
         random_select: choose the k anew at random each epoch.
         winrate: choose the k that most often exceed their direct loss on the validation
             views (the default).
-        mode: winrate weighs the losses by the sizes of their gradients; standard adds all
+        mode: winrate weights the losses by the sizes of their gradients; standard adds all
             perceptual losses with weight 1.
         perceptual: restrict the perceptual losses to these, comma-separated (curv,edge,…).
-        balance_every: measure the sizes of the gradients every so many steps, with one pass
-            for all losses in between.
+        balance_every: number of steps between measurements of the gradients' sizes; the steps
+            in between take one backward pass for all losses.
         compare_direct: train the same start without perceptual losses as well, on the same
             batches, for the closing table.
     """
@@ -128,7 +128,7 @@ class ComputeOptions:
         checkpoint_activations: compute activations again for the backward pass instead of
             keeping them: less memory, more time.
         cache_labels: GiB of memory for the frozen networks' outputs on ground-truth labels,
-            which then are computed once (default: a quarter of the free memory where the
+            which are then computed only once (default: a quarter of the free memory where the
             views themselves are kept in memory, else none; 0 for none).
     """
 
@@ -147,22 +147,23 @@ class RunOptions:
         max_epochs: epochs (default: 800; on the embedded rooms 10, for a transfer 40).
         steps_per_epoch: steps of an epoch (default: a 400th of the data, as published,
             or, where that is less than 100 steps, 100 steps or one pass).
-        max_seconds: end training with the epoch in which its steps have taken so many seconds
-            in all, to compare methods at equal time.
-        batch_size: views a step, of each process (default: 64, with --fast 4, on the embedded
+        max_seconds: end training with the epoch in which its steps have taken this many seconds
+            in total, to compare methods at equal time.
+        batch_size: views per step of each process (default: 64, with --fast 4, on the embedded
             rooms 16).
         lr: learning rate (default: 3e-5, from scratch 4e-4; on the embedded rooms 3e-4
             and 2e-3).
         schedule: constant (the default for configurations) or cosine (for transfers).
         seed: of the data's order, the choice of losses, fresh weights and augmentation.
         visualize: measure, draw the pictures and stop before training.
-        resume: go on with the last run of this configuration, or with the run in the folder
-            named, exactly where its last state stood; the other flags are that run's, but
-            --max-epochs and --max-seconds may be more.
-        resume_anyway: go on even if networks or views have changed since the run began.
-        save_every: save a state to go on from every so many steps (default: every epoch).
+        resume: continue the last run of this configuration, or the run in the folder named,
+            exactly from its last saved state; the other flags are that run's, but --max-epochs
+            and --max-seconds may be larger.
+        resume_anyway: resume even if networks or views have changed since the run began.
+        save_every: number of steps between the states from which a run can be resumed (default:
+            an epoch).
         results_dir: where the run's folder is made (default: results/ of the base folder).
-        visdom_server: host of the Visdom server, or none: the run leaves Visdom alone.
+        visdom_server: host of the Visdom server, or none to leave Visdom alone.
         visdom_port: its port.
         visdom_env: its environment (default: the job's name and the configuration, joined by
             _; as published it is the job's name alone).

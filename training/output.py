@@ -32,8 +32,8 @@ class RunOutput:
     """The folder of a run, and all that is written there. Only the first rank writes,
     except in `keep_for_replay`.
 
-    `columns` are the columns of the closing table so far, and `taken` what those that were
-    trained took (`Trainer.taken`). `training` is the trainer's state in the current phase, or
+    `columns` are the columns of the closing table so far, and `taken` is what the training for
+    each of them took (`Trainer.taken`). `training` is the trainer's state in the current phase, or
     None. `start` holds the initial weights, if a comparison needs them. A resumed run loads all
     of them, from its last state and its record; `resumed` tells whether it had a state. `report`
     is what the run's method adds to the closing table.
@@ -94,7 +94,7 @@ class RunOutput:
     def end_phase(self, column: str, measured: dict[str, float], taken: dict[str, Any]) -> None:
         """Store the closing table's column of a finished phase, and the steps and seconds taken.
 
-        Only what a later state saves is kept by a run that is stopped and resumed.
+        If the run is stopped and resumed, only what a later state has saved is kept of it.
         """
         self.columns[column], self.training = measured, None
         self.taken[column] = taken

@@ -172,8 +172,8 @@ class Pictures:
 def grouped(paths: Mapping[str, Path_], known: Mapping[str, Path_]) -> list[list[str]]:
     """Return the names of a plot's paths, singly or as pairs (truth, prediction).
 
-    A pair goes on from the target's ground truth and from its prediction in the same way.
-    `known` are the paths of the configuration.
+    The paths of a pair continue from the target's ground truth and from its prediction in the same
+    way. `known` are the paths of the configuration.
     """
     truth, prediction = known.get("y^", ()), known.get("n(x)", ())
 

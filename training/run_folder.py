@@ -58,8 +58,8 @@ def begun(options: Options, processes: int) -> dict:
 def claimed(folder: Path, is_new: bool) -> Iterator[None]:
     """Keep other processes out of a run's folder within the block.
 
-    If the block raises UserError before the run has written anything else than its first
-    record, a new folder is removed again. Raises UserError if another process is in it.
+    If the block raises UserError before the run has written anything but its first record, a
+    new folder is removed again. Raises UserError if another process is in it.
     """
     with only_process_in(folder):
         try:
@@ -213,7 +213,7 @@ def check_unchanged(folder: Path, record: Mapping, parts: Mapping[str, Part], an
             if file := next(filter(None, files), None):
                 text += f" (one that has changed since then: {file})"
         if not anyway:
-            raise UserError(f"{text} (`resume_anyway` goes on with those of now)")
+            raise UserError(f"{text} (`resume_anyway` goes on with the current ones)")
         log.warning("%s", text)
 
 

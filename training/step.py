@@ -153,7 +153,7 @@ def _check_start(path: Path, prediction: Path) -> None:
 class Step:
     """Computes the target network's gradients and takes the optimiser's step.
 
-    `mode` "winrate" weighs the losses by the sizes of their gradients, which are measured every
+    `mode` "winrate" weights the losses by the sizes of their gradients, which are measured every
     `balance_every` steps; "standard" adds the losses. The host reads no value during a step. A
     loss or gradient that is not finite sets the flag `bad` on the device. That step and all
     later ones then leave the network unchanged. `steps` is the number of steps of the whole run,
@@ -210,9 +210,9 @@ class Step:
     def _balanced(self, losses: Losses, count: int) -> tuple[list[Tensor], dict, dict]:
         """Return what `balanced_gradient` does.
 
-        It is linear in the gradients. So those of wide layers go through it as gradients at the
-        layer's outputs, and become the weights' at the end. Sizes have to be measured after the
-        average over the ranks, which takes the weights' own.
+        It is linear in the gradients. So for wide layers, it gets the gradients at the layer's
+        outputs, and the result is turned into the weights' gradients at the end. With several
+        ranks, sizes have to be measured after averaging, for which the weights' own are used.
         """
         products = self._wide.products(losses.prediction) if self._wide else {}
         if count == 1 or self.ranks.count > 1:

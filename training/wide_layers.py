@@ -1,11 +1,12 @@
 """Convolutions whose weights outweigh their images, as matrix products.
 
 The deepest layers of a full network have millions of weights and few positions (4 × 4 to 8 × 8
-pixels). On a CPU, their time is that of the weights crossing memory: several times in a
-convolution, which reorders them, and for several losses once more for each gradient. As matrix
-products they cross once. The gradient of such a layer is moreover kept as its two factors: the
-columns, which all losses share, and the gradient at the outputs. It is multiplied out in parts
-that stay in cache where only its size is needed, and as a whole once, for the weighted sum.
+pixels). On a CPU, their time goes into moving the weights through memory: several times in a
+convolution, which reorders them, and with several losses once more for each gradient. As matrix
+products, they are moved once. In addition, the gradient of such a layer is kept as its two
+factors: the columns, which all losses share, and the gradient at the outputs. Where only its size
+is needed, it is multiplied out in parts that stay in cache; for the weighted sum, it is multiplied
+out as a whole, once.
 """
 
 import math
@@ -58,8 +59,8 @@ class Product:
 class WideLayers:
     """Within the block, computes convolutions as products where gradients flow through them.
 
-    `layers` are those with many weights. Which calls of them are computed as products depends on
-    nothing but sizes and types. `networks` hold the layers.
+    `layers` are those of `networks` with many weights. Which calls of them are computed as
+    products depends only on sizes and types.
     """
 
     def __init__(self, networks: nn.Module) -> None:
@@ -115,7 +116,7 @@ class WideLayers:
 
 
 def wide_layers_for(networks: nn.Module, device: torch.device, precision: str) -> WideLayers | None:
-    """Return the wide layers for a step, or None if it would compute nothing otherwise."""
+    """Return the wide layers for a step, or None if they would change nothing."""
     if device.type != "cpu" or precision != "fp32":
         return None
     if any(module._compiled_call_impl is not None for module in networks.modules()):

@@ -1,1 +1,1 @@
-"""The web page of scripts/web.py: a tab a file."""
+"""The web page of scripts/web.py, with a file for each tab."""

@@ -1,4 +1,4 @@
-"""What the Image tab shows of an image: pictures, a text, and files to download."""
+"""What the Image tab shows for an image: pictures, a text, and files to download."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ from web.state import Shared
 SIDES = ["left", "right"]  # of the slider, for the rows of the page of domains
 CELL = 160  # pixels of a cell of the page of domains
 LARGE = 2 * FULL_SIZE  # of a prediction, so that its heading and legend are sharp
-FEATURES = "imagenet"  # a domain that is no picture
+FEATURES = "imagenet"  # a domain that is not a picture
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is shown of one image.
+    """What is shown for one image.
 
     `pictures`: the predictions of two networks in colour, of the same size. `domains`: what
     follows from both in other domains, None if there are no networks for it. `energy`: the

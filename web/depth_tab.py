@@ -18,7 +18,7 @@ FPS = 25
 WIDE = 260  # pixels of a slider with a label of several words
 CLIPS = "clips"  # they take a minute, so they wait for one another and not for the other tabs
 WORDS = (
-    "Depth is predicted for the whole image, in metres. How wide the scene is, follows from the "
+    "Depth is predicted for the whole image, in metres. How wide the scene is depends on the "
     "camera's field of view, which an image does not tell: 60° is a common one. What a moving "
     "camera brings into sight is filled from the background around it."
 )
@@ -97,7 +97,7 @@ def surface(
 def clipping(shared: Shared) -> Any:
     """Return the handler of a clip, a generator: it yields after each frame.
 
-    Whoever cancels or leaves ends the generator, and with it the work; its file is removed.
+    If the visitor cancels or leaves, the generator ends, and with it the work; its file is removed.
     """
 
     def make(path: str | None, name: str, angle: float, *way: float) -> Iterator[tuple]:

@@ -18,8 +18,8 @@ from pictures import write_png
 def write_values(folder: Path, stem: str, task: str, predictions: Mapping[str, Tensor]) -> list:
     """Write the values of predictions, {name: (C, H, W) in [0, 1]}; return the files.
 
-    Of each, a PNG of 16 bits and a NumPy file of float32 are written, whose names begin with
-    `stem`. Depth: 1/512 m a step, and metres (H, W). Normals: the values · 65535 in three
+    For each, a PNG of 16 bits and a NumPy file of float32 are written, whose names begin with
+    `stem`. Depth: steps of 1/512 m, and metres (H, W). Normals: the values · 65535 in three
     channels, and unit vectors (H, W, 3). Shading: the values · 65535, and the values (H, W, 3).
     """
     files = []
@@ -44,7 +44,7 @@ def _array(task: str, values: Tensor) -> Tensor:
 
 def deep_png(values: Tensor) -> bytes:
     """Encode values (3, H, W) in [0, 1] as a PNG of 16 bits for each of three channels."""
-    av = importlib.import_module("av")  # of the extra `web`; Pillow writes 8 bits a channel
+    av = importlib.import_module("av")  # of the extra `web`; Pillow writes 8 bits per channel
     steps = (values.detach().float().cpu() * 65535).round().numpy().astype(np.uint16)
     frame = av.VideoFrame.from_ndarray(
         np.ascontiguousarray(np.moveaxis(steps, 0, -1)), format="rgb48be"

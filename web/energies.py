@@ -36,13 +36,13 @@ from transfers import FULL_SIZE, Edge
 from utils import UserError, log, read_job
 from web.state import Shared
 
-DISTRUST = 0.9  # the share of labelled views from which on an energy says: distrust
+DISTRUST = 0.9  # an energy above this share of the labelled views is a reason for distrust
 KEPT_MAPS = 4  # graphs that are kept in memory
 
 
 @dataclass(frozen=True)
 class Energy:
-    """The energy of an image. `share` is that of the labelled views below it, of `views` views.
+    """The energy of an image. `share` of the `views` labelled views have less.
 
     It is standardised if there are statistics of these networks; else `share` is None.
     """
@@ -101,8 +101,8 @@ class Energies:
     def of_pixels(self, image: Image.Image, task: str, name: str) -> Maps:
         """Measure each pixel of the centre square, as scripts.energy_map does.
 
-        The network of the configuration is in the paths. Other publishers' networks are not: those
-        that follow them were not trained on their predictions.
+        The paths use the configuration's network, unless it is another publisher's: the networks
+        that follow it were not trained on its predictions.
         """
         graph, size = self._map_graph(self.shared.checkpoint_of(task, name))
         inputs = square(image, size)[None].to(self.shared.device)

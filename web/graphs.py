@@ -18,7 +18,7 @@ from utils import UserError
 from web.energies import energies_of
 from web.state import Shared
 
-FEATURES = "imagenet"  # a domain that is no picture, and whose network may have to be fetched
+FEATURES = "imagenet"  # a domain that is not a picture, whose network may have to be fetched
 MEANING = "mean |through − straight| of the edge's target, values 0 … 1"
 
 
@@ -30,7 +30,7 @@ class Graphs:
         self._network = lru_cache(None)(self._load)
 
     def _load(self, edge: Edge) -> nn.Module | None:
-        """Load the network of an edge that the energy takes; None if there is none."""
+        """Load the network that the energy uses for an edge; None if there is none."""
         sources = energies_of(self.shared).sources
         with suppress(UserError):
             transfer = get_transfer(*edge, sources.models_dirs[0])

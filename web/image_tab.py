@@ -16,9 +16,9 @@ from web.parts import (
 from web.state import QUEUE, Shared, gradio, one_sentence
 
 HELP = """
-- **Energy** tells how much the paths from this image to normals disagree, without any labels: over
-  the image, for the networks of the right side; and as a number beside labelled views, for the
-  networks that these views were measured with (`python -m scripts.energy_calc`).
+- **Energy** tells how much the paths from this image to normals disagree, without any labels: as a
+  map of the image, for the networks of the right side; and as a number compared with labelled
+  views, for the networks that these were measured with (`python -m scripts.energy_calc`).
 - The networks see the centre square of the image. Those shipped were trained on rendered rooms
   only: on photographs, they are mostly wrong.
 """

@@ -34,7 +34,7 @@ def serve(page: Any, shared: Shared, host: str, port: int) -> str:
     """Start the server of the page in the background, and return its address.
 
     Port 0 takes any that is free. `page.close()` ends it. Raises UserError if the port is in use
-    or the host is not of this machine.
+    or the host is not an address of this machine.
     """
     port = free_port(host, port)
     sans, mono = FONTS
@@ -43,14 +43,14 @@ def serve(page: Any, shared: Shared, host: str, port: int) -> str:
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         max_file_size=shared.limits.max_upload_mb * 2**20, ssr_mode=False, pwa=False,
         enable_monitoring=False, mcp_server=False, footer_links=[], run_history=False,
-        _frontend=False,  # no look at the page, which fails where it takes more than 3 s
+        _frontend=False,  # Gradio does not request the page itself, which fails if it takes 3 s
         css=STYLE, theme=gradio().themes.Default(font=sans, font_mono=mono),
     )  # fmt: skip
     return f"http://{host}:{port}"
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0. Raises UserError if it cannot be had."""
+    """Return the port, or a free one for 0. Raises UserError if it cannot be used."""
     if not 0 <= port < 2**16:
         raise UserError(f"`port` is 0 to 65535, not {port}")
     try:
@@ -72,8 +72,8 @@ def free_port(host: str, port: int) -> int:
 def settings(folder: str) -> dict[str, str]:
     """Return environment variables for Gradio, to be set before its import.
 
-    It neither reports usage nor looks for updates, asks its own server without a proxy, and
-    keeps its temporary files in `folder`.
+    With them, it neither reports usage nor looks for updates, contacts its own server without a
+    proxy, and keeps its temporary files in `folder`.
     """
     direct = [os.environ.get("no_proxy", ""), "localhost", "127.0.0.1"]
     return {

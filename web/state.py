@@ -64,7 +64,7 @@ class Shared:
 
     `models_dir` and `checkpoint` are those of demo.py: what the page shows first. The networks
     shipped with the project, those of the models folder and the runs under results/ can always
-    be chosen. `folder` is removed by `close`. Raises UserError if one of the given is not there.
+    be chosen. `folder` is removed by `close`. Raises UserError if a given path does not exist.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Shared:
         """Return the networks rgb → `task` that are at hand: {name: checkpoint}.
 
         The first choice comes first. `task` is normal, depth or reshading. A name tells the kind
-        and the place: "consistency (assets/demo_models)". Each call looks at the disk anew.
+        and the place: "consistency (assets/demo_models)". Each call looks at the disk again.
         """
         runs = sorted(read_job().results_dir.glob("*/rgb2*.pth"), reverse=True)
         folders = dict.fromkeys(file.parent for file in runs)
@@ -162,7 +162,7 @@ class Shared:
             self.sweep()
 
     def sweep(self) -> None:
-        """Remove files older than `keep_minutes`, and folders that are empty for so long."""
+        """Remove files older than `keep_minutes`, and folders that have been empty as long."""
         latest = time.time() - 60 * self.limits.keep_minutes
         for path in sorted(self.folder.rglob("*"), reverse=True):  # files before their folders
             with suppress(OSError):  # it is gone, or not empty
@@ -222,7 +222,7 @@ def _shown(error: Exception) -> Exception:
     if isinstance(error, UserError):
         text = re.sub(r"`(\w+)`", r"\1", str(error))
     elif isinstance(error, MemoryError | torch.OutOfMemoryError):
-        text = "there is not enough memory for this now: try again, or a smaller file"
+        text = "there is not enough memory for this now: try again, or use a smaller file"
     else:
         log.error("an answer of the page failed", exc_info=error)
         text = "this failed for an unexpected reason, which is in the log of the server"

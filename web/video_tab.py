@@ -24,8 +24,8 @@ QUEUE = "videos"  # they take minutes, so they wait for one another and not for 
 ENDINGS = ["video", ".mkv", ".gif", "image"]
 WORDS = (
     "A video (MP4, MOV, MKV, WebM, AVI, GIF, …), or several images as its frames in the order of "
-    "their names. At most {frames} frames of {side} pixels a side, and {megabytes} MB. The centre "
-    "square of each frame is predicted. One video is computed at a time; others wait."
+    "their names. At most {frames} frames with sides of up to {side} pixels, and {megabytes} MB. "
+    "The centre square of each frame is predicted. One video is computed at a time; others wait."
 )
 
 
@@ -84,7 +84,8 @@ def choices(shared: Shared, task: str) -> Any:
 def comparing(shared: Shared) -> Any:
     """Return the handler of a video, a generator: it yields after each frame.
 
-    Whoever cancels or leaves ends the generator, and with it the work; its files are removed.
+    If the visitor cancels or leaves, the generator ends, and with it the work; its files are
+    removed.
     """
     energy = functools.cache(lambda: Energy().to(shared.device))
 
@@ -123,7 +124,10 @@ def comparing(shared: Shared) -> Any:
 
 
 def video_of(files: list[str] | None) -> VideoFrames:
-    """Open the uploaded video, or images as its frames. Raises UserError without their folders."""
+    """Open the uploaded video, or images as its frames.
+
+    Raises UserError, whose message names the files without their folders.
+    """
     if not files:
         raise UserError("first choose a video, or several images as its frames")
     paths = [Path(file) for file in files]
@@ -156,7 +160,7 @@ def without_folders(error: UserError, paths: list[Path]) -> UserError:
 def labelled(names: list[str]) -> dict[str, str]:
     """Return a short label for each chosen network, {label: name}, that fits a file's name.
 
-    Raises UserError unless there are two or more.
+    Raises UserError unless there are 2 to `MOST_NETWORKS`.
     """
     if not 2 <= len(names) <= MOST_NETWORKS:
         raise UserError(f"choose 2 to {MOST_NETWORKS} networks to compare, not {len(names)}")

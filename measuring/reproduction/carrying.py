@@ -1,8 +1,8 @@
-"""Small copies of a reproduction, with which it goes on, or is reported, on another machine.
+"""Small copies of a reproduction, with which it continues, or is reported, on another machine.
 
-Copied are the marks of stages that are done, what the report reads of the measurements (numbers
+They hold the marks of stages that are done, what the report reads of the measurements (numbers
 with six digits, compressed), and the networks, in float16, that stages still to do need.
-Rooms are not: they are rendered again, the same.
+Rooms are not copied: they are rendered again, identically.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""The stages that read test views. None of them trains or chooses."""
+"""The stages that read test views. None of them trains or chooses a network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -76,7 +76,7 @@ def evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) -
 
 
 def evaluation_of_shorter(size: Size, places: Places, seeds: int) -> Stage:
-    """Measure the baseline that was trained shorter, and what was trained on from it."""
+    """Measure the baseline that was trained shorter, and the networks that started from it."""
     target = size.targets[0]
     networks: dict[str, object] = {"baseline": Made(short_key("baseline", target, 0), best=True)}
     networks |= {f"{name} {seed}": Made(short_key(name, target, seed))
@@ -111,7 +111,7 @@ def evaluation_of_few_views(size: Size, places: Places) -> Stage:
 
 
 def compared_networks(size: Size) -> dict[str, tuple[str, ...]]:
-    """The networks of the last questions, {group: names}; each group begins with `without`."""
+    """The networks of the report's last parts, {group: names}; `without` begins each group."""
     target = size.targets[0]
     own = [name for name in methods_to_train() if target in METHODS[name].targets]
     every = [name for name in COMPARED if name not in PAIR]
@@ -124,7 +124,7 @@ def compared_networks(size: Size) -> dict[str, tuple[str, ...]]:
 
 
 def evaluation_of_variants(size: Size, places: Places, methods: Sequence[str]) -> list[Stage]:
-    """Measure seed 0 of the other ways to train on, beside those with and without consistency."""
+    """Measure seed 0 of the other trainings, beside those with and without consistency."""
     target, stages = size.targets[0], []
     for group, names in compared_networks(size).items():
         networks = {
@@ -138,7 +138,7 @@ def evaluation_of_variants(size: Size, places: Places, methods: Sequence[str]) -
 
 
 def _domain_of(name: str, target: str) -> str:
-    """The domain by which a training's network is told from others that it leaves."""
+    """The domain of a training's network if the training writes others, too; else ""."""
     return DOMAINS[target] if name in METHODS else ""
 
 

@@ -1,6 +1,6 @@
 """The report of scripts.reproduce: a page of tables and figures, from the result files alone.
 
-What has not been measured is said to be so.
+What has not been measured is marked as such.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def _head(places: Places, scale: str, size: Size, seeds: int, stages: Sequence[S
         f"chose the baselines' epochs and the energy's networks. The test views were rendered "
         f"after all training.",
         f"Intervals (95 %, in brackets) are of paired bootstraps over buildings, of the images' "
-        f"means over seeds ({size.resamples} draws). They do not hold the spread between seeds, "
+        f"means over seeds ({size.resamples} draws). They do not include the spread between seeds, "
         f"which stands after ±.",
     ]
     return "\n\n".join(lines)

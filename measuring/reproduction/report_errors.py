@@ -145,7 +145,7 @@ def plot_levels(
 
 
 def shorter_part(places: Places, size: Size) -> str:
-    """Both ways to train on, from the baseline and from one that was trained shorter."""
+    """Training with and without consistency, from the baseline and from a shorter one."""
     rows, target = [], size.targets[0]
     for epochs, key in ((size.short_epochs, "shorter"), (size.baseline_epochs, "test")):
         read = read_images(places, f"{key}_{target}")
@@ -164,7 +164,7 @@ def shorter_part(places: Places, size: Size) -> str:
     text = markdown_table(head, rows) if rows else NOT_MEASURED
     note = (
         "A baseline that is still far from its end gains from any further training. Here both "
-        f"ways train on for {size.trained_epochs * size.steps} steps from two baselines:"
+        f"ways continue for {size.trained_epochs * size.steps} steps from two baselines:"
     )
     return f"## From baselines trained shorter and longer: {target}\n\n{note}\n\n{text}"
 

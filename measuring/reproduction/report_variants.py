@@ -1,4 +1,4 @@
-"""The parts of the report about other ways to train on: other losses, weights, choices, methods."""
+"""The parts of the report about other trainings: other losses, weights, choices, methods."""
 
 from collections.abc import Mapping, Sequence
 
@@ -58,8 +58,8 @@ def _note(group: str, size: Size) -> str:
     if group == "unsupervised":
         return f"The frozen networks lead to edges and corners of the image alone. {same}"
     if group == "weights":
-        return (f"All perceptual losses in each step: weighed by the sizes of their gradients, or "
-                f"added with weight 1, as the direct loss. {same}")  # fmt: skip
+        return (f"All perceptual losses in each step: weighted by the sizes of their gradients, or "
+                f"added with weight 1, like the direct loss. {same}")  # fmt: skip
     if group == "choice":
         return (f"`consistency` is trained with 2 losses, chosen at random each epoch. Win rates "
                 f"choose those that most often exceed their direct loss on validation views. "
@@ -110,7 +110,7 @@ def _change(
 
 
 def _pairs(group: str, size: Size, errors: Images) -> list[tuple[str, str]]:
-    """The comparisons that answer a question, (network, the one that it is compared with)."""
+    """The comparisons of a group, (network, the one that it is compared with)."""
     first, *others = errors
     pairs = {
         "unsupervised": [("unsupervised", first), ("unsupervised", "consistency")],

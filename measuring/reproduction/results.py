@@ -43,7 +43,7 @@ def read_images(places: Places, key: str) -> tuple[Images, list[str]] | None:
 
 
 def by_method(errors: Images) -> dict[str, list[dict[str, Values]]]:
-    """Group networks named "consistency 0", "consistency 1", … by method, a seed each."""
+    """Group networks named "consistency 0", "consistency 1", … by method, one for each seed."""
     groups: dict[str, list[dict[str, Values]]] = {}
     for label, rows in errors.items():
         method, _, seed = label.rpartition(" ")
@@ -73,11 +73,11 @@ def mean_change(
 ) -> Difference:  # fmt: skip
     """Return the change of the mean of several errors, each in units of its mean of `first`.
 
-    From the errors named in `less` the other one that it names is subtracted. NaN without errors,
-    or if their mean of `first` is not positive.
+    If `less`, {row: another row}, is given, it has an entry for each of `rows`, and the other row
+    is subtracted from it first. NaN without errors, or if their mean of `first` is not positive.
     """
     bases = {row: np.nanmean(over_seeds(first, row)) for row in rows}
-    bases = {row: base for row, base in bases.items() if base > 0}  # of 0 there is no per cent
+    bases = {row: base for row, base in bases.items() if base > 0}  # 0 has no change in per cent
     if not bases:
         return UNDEFINED
 
@@ -92,7 +92,7 @@ def mean_change(
 def above_the_frozen_networks(
     first: Runs, second: Runs, buildings: Sequence[str], resamples: int
 ) -> Difference:
-    """Return the change of what the perceptual errors against truth exceed the frozen networks' by.
+    """Return the change of the perceptual errors against truth above the frozen networks' own.
 
     A frozen network is not exact, so even the true target, mapped by it, has an error, which no
     training of rgb → target can change. It is subtracted here. NaN where it was not measured.

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, replace
 class Size:
     """The numbers of a scale.
 
-    `pixels` are those of the rendered files. Buildings are numbers of buildings, half of them with
-    hard rooms. Epochs have `steps` steps; `short_epochs` are those of a baseline that is trained
-    shorter, and of those on few views. `fractions` are shares of the training views, `adapted`
-    numbers of shifted views, and `adapted_shifts` the degradations of such views. `shifts` are
-    measured on `shift_views` test views. `random_ks` are numbers of perceptual losses chosen at
-    random, besides 2 and all; `winrate_ks` those chosen by win rates.
+    `pixels` are those of the rendered files. `train`, `refit`, `val` and `test` are numbers of
+    buildings, half of them with hard rooms, with `views` each. Epochs have `steps` steps;
+    `short_epochs` are those of a baseline that is trained shorter, and of those on few views.
+    `fractions` are shares of the training views, `adapted` numbers of shifted views, and
+    `adapted_shifts` the degradations of such views. `shifts` are measured on `shift_views` test
+    views. `random_ks` are numbers of perceptual losses chosen at random, besides 2 and all;
+    `winrate_ks` those chosen by win rates.
 
     `step_seconds` (a step of a direct loss alone), `start_seconds` (a command's start, with the
-    loading of its views) and `render_rate` (views of 128 pixels a second) only serve the expected
-    times. They were measured on two cores with a stage on each: half of what a stage takes then.
+    loading of its views) and `render_rate` (views of 128 pixels per second) only serve the expected
+    times. They were measured on two cores with a stage on each, and are half of what it takes then.
     Those of the gpu scale are guesses, for an H100-class card with 16 cores and four stages at
     once: a step has 1.4 TFLOP, and at 25 ms would be done at 56 TFLOP/s.
     """
@@ -111,7 +112,10 @@ METHOD_STEPS = {
 
 
 def loss_steps(k: int, balanced: bool = True) -> float:
-    """Return the cost of a step with k perceptual losses; balanced ones cost a pass back each."""
+    """Return the cost of a step with k perceptual losses; each balanced one adds a backward pass.
+
+    In steps of a direct loss alone.
+    """
     return 1 + (2.6 if balanced else 1.2) * k
 
 

@@ -17,8 +17,8 @@ from methods.table import METHODS
 from rooms.variants import SETS
 from utils import UserError
 
-# Ways to train on that are compared for each target and seed, {name in results: (configuration's
-# stem, flags)}. Those whose configuration is not there are left out of the plan.
+# Trainings from the baseline that are compared for each target and seed, {name in results:
+# (configuration's stem, flags)}. Those whose configuration is missing are left out of the plan.
 COMPARED: dict[str, tuple[str, dict[str, object]]] = {
     "consistency": ("multiperceptual", {"k": 2, "random_select": True}),
     "random_perceptual": ("random_perceptual", {"k": 2, "random_select": True}),
@@ -58,9 +58,9 @@ class Made:
 class Step:
     """A command: a program, its words and flags.
 
-    `program` "copy" copies the first word, a network, to the second, a file. A training that was
-    interrupted is resumed. `as_long_as` are the keys of two trainings: this one takes as many
-    epochs as the time of the first allows, by the time of an epoch of the second.
+    The `program` "copy" copies the first word, a network, to the second, a file. A training that
+    was interrupted is resumed. `as_long_as` are the keys of two trainings: this one has as many
+    epochs, each as long as one of the second, as fit into the time of the first.
 
     The expected time is that of `work`, in steps of a direct loss alone, of `views` to render, and
     of the start of `programs`.
@@ -92,7 +92,7 @@ class Stage:
 
     def minutes(self, size: Size) -> float:
         """The expected minutes on the hardware that the scale is for: an estimate."""
-        rate = size.render_rate * (128 / size.pixels) ** 2  # views a second
+        rate = size.render_rate * (128 / size.pixels) ** 2  # views per second
         seconds = sum(
             s.work * size.step_seconds + s.views / rate + s.programs * size.start_seconds
             for s in self.steps if s.program != "copy"
@@ -245,19 +245,19 @@ def _step_cost(name: str, flags: Mapping[str, object]) -> float:
 
 
 def train_on(size: Size, places: Places, key: str, name: str, epochs: int, **flags: object) -> Step:
-    """Train on from the target's baseline, or from the network of the flag `init`."""
+    """Continue training from the target's baseline, or from the network of the flag `init`."""
     every: dict[str, object] = {"lr": size.trained_lr, "schedule": "cosine", "no_imagenet": True}
     return train(size, places, key, name, epochs, **every | flags)
 
 
 def is_fresh(method: str) -> bool:
-    """Whether a method's network is another than the table's, and cannot start from a baseline."""
+    """Whether a method's network differs from the table's, and cannot start from a baseline."""
     row = METHODS[method]
     return row.network is not None and row.start is None
 
 
 def methods_to_train() -> list[str]:
-    """The methods of the table that are trained for question 8 alone, by name."""
+    """The methods of the table that are trained only for the comparison of all, by name."""
     known = {"baseline", "perceptual", *COMPARED, "unsupervised"}
     return [name for name, row in METHODS.items() if not row.untrained and name not in known]
 

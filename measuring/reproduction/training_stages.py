@@ -172,11 +172,11 @@ def refits(size: Size, places: Places) -> Stage:
     return Stage("refits", all_networks(size), (refit, *val))
 
 
-# ---- training on --------------------------------------------------------------------
+# ---- training from the baseline ------------------------------------------------------
 
 
 def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping) -> Stage:
-    """Train on from the baseline by each method, for equal steps, and without for equal time."""
+    """Train from the baseline by each method, for equal steps, and `without` for equal time."""
     epochs, steps = size.trained_epochs, {}
     for name, (stem, flags) in methods.items():
         key = trained_key(name, target, seed)
@@ -192,7 +192,7 @@ def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping
 
 
 def shorter(size: Size, places: Places, seeds: int) -> list[Stage]:
-    """A baseline that is trained shorter, and both ways to train on from it: the first target."""
+    """A shorter baseline, and training from it with and without consistency: the first target."""
     target = size.targets[0]
     start = short_key("baseline", target, 0)
     first = train(size, places, start, f"rgb2{DOMAINS[target]}", size.short_epochs, lr=size.lr)
@@ -211,7 +211,10 @@ def shorter(size: Size, places: Places, seeds: int) -> list[Stage]:
 
 
 def fraction(size: Size, places: Places, share: float) -> Stage:
-    """The baseline and both ways to train on, on a share of the training views: normals."""
+    """A baseline, and training from it with and without consistency, on a share of the views.
+
+    This is for the first target.
+    """
     target = size.targets[0]
     views = max(size.batch_size, round(share * size.train * size.views))
     start = fraction_key("baseline", share)
@@ -228,9 +231,10 @@ def fraction(size: Size, places: Places, share: float) -> Stage:
 
 
 def adapted(size: Size, places: Places) -> list[Stage]:
-    """Fine-tune seed 0 of both ways on few shifted views, each in its own way: normals.
+    """Fine-tune seed 0 of the trainings with and without consistency on few shifted views.
 
-    The views are those of each other set, and rooms of the usual kinds with degraded images.
+    The views are those of each other set, and rooms of the usual kinds with degraded images. Each
+    network is trained further by its own method. This is for the first target.
     """
     places_of: dict[str, dict[str, object]] = {
         kind: {"data_dirs": [places.rooms(kind)]} for kind in OTHER_SETS
@@ -252,11 +256,11 @@ def adapted(size: Size, places: Places) -> list[Stage]:
     return stages
 
 
-# ---- the other ways to train on: seed 0, the first target ------------------------------
+# ---- the other trainings: seed 0, the first target -------------------------------------
 
 
 def unsupervised(size: Size, places: Places) -> Stage:
-    """Consistency through the domains alone that need no labels: edges and corners of rgb."""
+    """Consistency only through domains that need no labels: edges and corners of rgb."""
     target = size.targets[0]
     name = f"unsupervised_{target}"
     step = train_on(size, places, trained_key("unsupervised", target, 0), name,
@@ -294,7 +298,7 @@ def variants(size: Size, places: Places) -> list[Stage]:
 
 
 def other_methods(size: Size, places: Places) -> list[Stage]:
-    """The methods of the table that no other stage trains, a stage each.
+    """The methods of the table that no other stage trains, one stage for each.
 
     They start from the baseline, except for networks of their own that cannot: those are fresh,
     and learn at the rate of a training from scratch. What a method needs is trained before.

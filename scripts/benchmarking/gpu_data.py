@@ -1,4 +1,4 @@
-"""The report on a GPU: whether data are there in time, and the rates of demo and energy."""
+"""The report on a GPU: whether data arrive in time, and the rates of demo and energy."""
 
 import statistics
 import time
@@ -33,14 +33,14 @@ def data_cells(settings: Settings) -> Iterator[Cell]:
 
 
 def forward_cells(settings: Settings) -> Iterator[Cell]:
-    """Images a second of the demo and of the consistency energy."""
+    """Images per second of the demo and of the consistency energy."""
     for name in FORWARD:
         for precision in PRECISIONS:
             yield f"{name}, {precision}", partial(forward, settings, name, precision)
 
 
 def loading(settings: Settings, source: str) -> dict:
-    """Load batches to the device and do nothing with them: images a second."""
+    """Load batches to the device and do nothing with them: images per second."""
     sizes, folder = settings.sizes, SOURCES[source](settings)
     views = find_views(tasks(settings), [folder], find_buildings([folder]))
     data = TrainTaskDataset(tasks(settings), views, sizes.scale.image_size)
@@ -62,7 +62,7 @@ def loading(settings: Settings, source: str) -> dict:
 
 
 def waiting(settings: Settings, source: str) -> dict:
-    """Train in the fastest mode that needs no compiling: seconds a step, and waiting for data."""
+    """Train in the fastest mode that needs no compiling: seconds per step, and waiting for data."""
     sizes = settings.sizes
     flags = [
         "--data-dirs", str(SOURCES[source](settings)), "--models-dir", str(networks(settings)),
@@ -75,7 +75,7 @@ def waiting(settings: Settings, source: str) -> dict:
 
 
 def forward(settings: Settings, name: str, precision: str) -> dict:
-    """Time a work of `FORWARD`: images a second, published (in fp32) and ours."""
+    """Time a kind of work of `FORWARD`: images per second, published (in fp32) and ours."""
     sizes = settings.sizes
     setup = Setup(
         sizes.config, sizes.scale, sizes.forward, settings.device, sizes.repeats, precision

@@ -37,18 +37,18 @@ class Sizes:
     config: str = "multiperceptual_normal"
     scale: Scale = field(default_factory=Scale)
     counts: tuple[int, ...] = (2, 8)  # perceptual losses in use
-    batches: tuple[int, ...] = (64, 16)  # views a step; the first one is that of the goals
+    batches: tuple[int, ...] = (64, 16)  # views per step; the goals are for the first one
     repeats: int = 5
     epochs: int = 2  # of the training runs
     steps: int = 10  # of an epoch
     small_batch: int = 16  # of the training runs that only have to run, and of the curves
     curve: int = 50  # steps
-    forward: int = 16  # images a batch
+    forward: int = 16  # images per batch
     matrix: int = 8192  # rows of the matrices that are multiplied
     copied: int = 2**30  # bytes
     file_size: int = 512  # pixels, as Taskonomy's files
     buildings: int = 12  # for training
-    views: int = 8  # a building
+    views: int = 8  # per building
 
 
 FULL = Sizes()

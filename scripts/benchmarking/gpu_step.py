@@ -39,7 +39,7 @@ from training.step import Step
 from transfers import Scale
 from utils import evenly_spaced
 
-LABELS_BYTES = 2**34  # at most so many for cached labels
+LABELS_BYTES = 2**34  # limit for cached labels
 CURVE_LR = 4e-4  # the published rate for training from random weights
 GRADIENTS = "gradients beside the published ones"
 
@@ -165,7 +165,7 @@ def timed(settings: Settings, name: str, k: int, batch_size: int) -> dict:
     if way.captured and not cuda:
         return {SKIPPED: "CUDA graphs need a GPU"}
     if way.compiled:
-        torch.compiler.reset()  # no code for other batches, which would be made general
+        torch.compiler.reset()  # forget code for other batch sizes: torch would generalise it
     setup, step = prepared(settings, way, batch_size)
     batch, names = random_batch(setup), settings.losses[:k]
     if cuda:
@@ -191,7 +191,7 @@ def timed(settings: Settings, name: str, k: int, batch_size: int) -> dict:
 def captured(step: Step, batch: Batch, names: Sequence[str]) -> Callable[[], None]:
     """Record the step on this batch as a CUDA graph, and return the function that replays it.
 
-    The step has been taken three times then, to warm up; the recording itself computes nothing.
+    Before, the step is taken three times to warm up; the recording itself computes nothing.
     """
     for group in step.optimizer.param_groups:
         group["capturable"] = True
@@ -211,7 +211,7 @@ def captured(step: Step, batch: Batch, names: Sequence[str]) -> Callable[[], Non
 
 
 def curve(settings: Settings, way: Way) -> dict:
-    """Train from the same random weights on the same views: {"loss", "direct": a value a step}."""
+    """Train from the same random weights on the same views: {"loss", "direct": value per step}."""
     sizes = settings.sizes
     _, step = prepared(settings, way, sizes.small_batch)
     assert isinstance(step, Step)
@@ -247,7 +247,7 @@ def room_batches(settings: Settings) -> list[Batch]:
 def limits(settings: Settings, name: str, k: int, batch_size: int) -> dict:
     """Compare a step with the rates of a matrix product and of a copy, taken in the same run.
 
-    Returns the step's seconds, operations and bytes, both rates (operations and bytes a
+    Returns the step's seconds, operations and bytes, both rates (operations and bytes per
     second), and by class of layers {"flops", "bytes", "allowed", "seconds"}. "allowed" are the
     seconds that the rates allow if each operation is bound by the slower of the two. "seconds"
     are the profiler's for one step: on a GPU those of its kernels.

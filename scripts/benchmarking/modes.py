@@ -56,7 +56,7 @@ def modes_table(setup: Setup) -> list[Row]:
 def trained(config: str, flags: Sequence[str], epochs: int, steps: int) -> dict:
     """Train and read the log: curves, and seconds per step after the first epoch.
 
-    Returns {"loss", "error": curves by epoch, "seconds": a step, "waiting": the share of them
+    Returns {"loss", "error": curves by epoch, "seconds": of a step, "waiting": the share of them
     spent waiting for data}. Raises UserError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:

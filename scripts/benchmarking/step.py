@@ -295,7 +295,7 @@ class Work(TorchDispatchMode):
     """Lists the operations within its block: (layer class, floating-point operations, bytes).
 
     The bytes are those of the tensors that an operation takes and of those that it returns:
-    what has to cross the memory if every operation is a pass of its own. PyTorch's own
+    what has to be read and written if every operation is a separate pass. PyTorch's own
     FlopCounterMode fails at gradients of leaves.
     """
 
@@ -370,7 +370,7 @@ def forward_table(setup: Setup) -> list[Row]:
 
 
 def forward_seconds(setup: Setup, name: str) -> dict[str, list[float]]:
-    """Time a work of `FORWARD` on a batch: {"published": seconds, "ours": seconds}."""
+    """Time one kind of work of `FORWARD` on a batch: {"published": seconds, "ours": seconds}."""
     images = torch.rand(setup.batch_size, 3, *[setup.scale.image_size] * 2, device=setup.device)
     functions = FORWARD[name](setup, images)
     published = functions["published"]

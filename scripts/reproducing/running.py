@@ -22,7 +22,7 @@ from measuring.reproduction.steps import Made, Places, Stage, Step
 from utils import ROOT, UserError, duration, log
 
 TAIL = 12  # lines of a failed command's log to show
-PAUSE = 0.1  # seconds between two looks at the commands in progress
+PAUSE = 0.1  # seconds between two checks of the commands in progress
 
 
 class Process(Protocol):
@@ -33,14 +33,14 @@ class Process(Protocol):
     def send_signal(self, number: int) -> None: ...
 
 
-# Yields the commands in progress, one after the other, and goes on once each has ended
+# Yields the commands in progress, one after the other, and continues once each has ended
 Steps = Generator[Process, None, None]
 
 
 def do_stages(
     stages: Sequence[Stage], folder: Path, jobs: int, after: Callable[[], object]
 ) -> None:
-    """Do what is not done yet of the stages, up to `jobs` of them at once, in order.
+    """Do the stages that are not done yet, up to `jobs` of them at once, in order.
 
     A stage begins once all stages that it needs are done. `after` is called after each stage.
     Raises UserError if a stage needs one that is neither done nor among them, or if a command
@@ -108,13 +108,13 @@ def _progress(stages: Sequence[Stage], stage: Stage) -> str:
 
 
 def _ready(waiting: Iterable[Stage], places: Places) -> list[Stage]:
-    """The waiting stages of which all that they need is done."""
+    """The waiting stages that need no stage that is not done."""
     return [stage for stage in waiting
             if all(places.stage_mark(name).is_file() for name in stage.needs)]  # fmt: skip
 
 
 def _go_on(running: dict, stage: Stage, steps: Steps, after: Callable) -> None:
-    """Go on with a stage to its next command, which is then among those that run, or its end."""
+    """Continue a stage to its next command, which is added to `running`, or to its end."""
     running.pop(stage, None)
     try:
         running[stage] = steps, next(steps)
@@ -123,7 +123,7 @@ def _go_on(running: dict, stage: Stage, steps: Steps, after: Callable) -> None:
 
 
 def _ended(steps: Steps, process: Process) -> int | None:
-    """Wait for the end of a command that was told to end, and note the time that it took."""
+    """Wait for the end of a command that was told to end, and record the time that it took."""
     while process.poll() is None:
         time.sleep(PAUSE)
     steps.close()
@@ -176,7 +176,8 @@ def _steps(stage: Stage, places: Places, progress: str, jobs: int) -> Steps:
 def do_step(step: Step, folder: Path, jobs: int = 1) -> Steps:
     """Run a step and write its mark. Yields the process of its command, to wait for its end.
 
-    Raises UserError if the command failed. A step that is left early counts its time later.
+    Raises UserError if the command failed. If the step is interrupted, its time so far is recorded
+    and counts when it is done.
     """
     command, part = command_of(step, folder), folder / "steps" / f"{step.key}.part"
     record: dict = {"command": shlex.join(command), "intervals": []}
@@ -254,7 +255,7 @@ def start(command: Sequence[str], log_file: Path, jobs: int) -> Process:
 
 
 def default_jobs() -> int:
-    """One for each core, at most four; with graphics cards, for each 16 GiB of the first one's."""
+    """One per core, at most four; with a GPU, at most one for each 16 GiB of its memory."""
     jobs = min(4, _cores())
     if torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30
