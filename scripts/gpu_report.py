@@ -70,9 +70,9 @@ def main(
 ) -> None:
     """Measure on a GPU: what runs, how fast a step is, what limits it, and whether data keep up.
 
-    The most important comes first. Each result is stored when it exists, in a JSON file of its
-    part; the report is then written again from all stored results. Started again, the command
-    measures what is missing. It needs no network connection.
+    The most important measurements come first. Each result is stored as soon as it exists, in a
+    JSON file of its part; the report is then written again from all stored results. Started again,
+    the command measures what is missing. It needs no network connection.
 
     Example: python -m scripts.gpu_report --minutes 10
 

@@ -82,8 +82,8 @@ def main(
     Args:
         img_path: an image, or a folder of images; other files are skipped.
         output_dir: the folder for the results (default: results/ken_burns).
-        field_of_view: the angle between the left and the right border of the image, in degrees. An
-            unknown camera's is a guess: the wider, the deeper the scene looks.
+        field_of_view: the angle between the left and the right border of the image, in degrees. The
+            wider it is, the wider is the scene of `glb`; the clip does not depend on it.
         glb: write {name}_mesh.glb or {name}_points.glb too: mesh or points, in metres.
         size: predict depth at that many pixels of the shorter side (default: the size of the
             network's training).

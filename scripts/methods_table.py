@@ -332,8 +332,10 @@ def table_of(record: Mapping) -> str:
     dates = when[0] if len(when) == 1 else f"{when[0]} to {when[-1]}"
     return (
         f"{markdown_table(head, rows)}\n\n"
-        f"Trained {dates} on {devices}, each once, from the common start where a method has the "
-        f"table's network, with these commands (and `init`, the file of that start):\n\n{commands}"
+        f"Each method was trained once, {dates}, on {devices}, with these commands. Methods that "
+        "train the table's network began with the common start (`--init` and its file), the others "
+        "with fresh weights.\n\n"
+        f"{commands}"
     )
 
 

@@ -57,7 +57,7 @@ def test_the_table_is_written_between_its_marks(run, page):
     assert rows["the common start"][0] == "50.000"
     assert rows["baseline`, for equal seconds"] == rows["pix2pix"]
     assert set(rows["taskonomy"]) == {"–"}
-    assert "- `python -m train pix2pix_normal --seed=0`" in text and "2026-11-22 on cpu" in text
+    assert "- `python -m train pix2pix_normal --seed=0`" in text and "2026-11-22, on cpu" in text
 
 
 def test_what_is_missing_is_one_sentence(run, page):

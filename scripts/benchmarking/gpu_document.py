@@ -37,10 +37,11 @@ INTRODUCTION = """\
 # Measured on a GPU
 
 `python -m scripts.gpu_report` measures everything below and writes this document. It needs one
-NVIDIA GPU, no network connection and at most 25 minutes. The most important comes first, each
-result is stored when it exists, and a command that was stopped goes on where it stopped.
+NVIDIA GPU, no network connection and at most 25 minutes. The most important measurements come
+first. Each result is stored as soon as it exists, and a command that was stopped continues where it
+stopped.
 
-The networks have random weights and the published size. Without another remark, k is the number of
+The networks have random weights and the published size. Unless stated otherwise, k is the number of
 perceptual losses in use, the batch is of random numbers, and times are medians after a warm-up,
 with the device synchronised before and after. The yardstick is the published training step
 ([benchmarks.md](benchmarks.md)) in fp32.
@@ -81,7 +82,7 @@ def state(results: Results) -> str:
             )
             lines.setdefault(line, []).append(name)
     if not lines:
-        return "**Nothing was measured yet, because no GPU was available.**"
+        return "**Nothing has been measured yet, because no GPU was available.**"
     text = "\n".join(f"- {', '.join(names)}: {line}" for line, names in lines.items())
     if _is_tiny(results):
         text = f"**No GPU: settings for a check only. The numbers mean nothing.**\n\n{text}"
@@ -137,8 +138,8 @@ def steps(results: Results, sizes: Sizes) -> str:
                 ))  # fmt: skip
     note = (
         "In brackets: the smallest and largest time. \"Labels cached\" is the time once the frozen "
-        "networks' outputs on the labels are known. The first step of a compiled network holds the "
-        "compiling, that of a CUDA graph the recording."
+        "networks' outputs on the labels are known. The first step of a compiled network includes "
+        "the compilation, and that of a CUDA graph the recording."
     )  # fmt: skip
     return "\n".join([*lines, markdown_table(head, rows), "", note])
 
@@ -188,9 +189,10 @@ def rates(results: Results, sizes: Sizes) -> str:
     note = (
         f"Batch {sizes.batches[0]}. Operations are those of convolutions and matrix products. "
         "Bytes are those of the tensors that each operation of PyTorch takes and returns. Both "
-        f"rates were taken in the same run: a product of {sizes.matrix} × {sizes.matrix} matrices "
-        "in the step's precision, and a copy within the card's memory. The last column adds up the "
-        "time that each operation needs at the slower of the two rates, and divides by the step's."
+        f"rates were measured in the same run: a product of {sizes.matrix} × {sizes.matrix} "
+        "matrices in the step's precision, and a copy within the card's memory. The last column "
+        "adds up the time that each operation needs at the slower of the two rates, and divides "
+        "the sum by the time of the step."
     )
     return f"{markdown_table(('step', 'k', *columns), rows)}\n\n{note}"
 
@@ -218,7 +220,7 @@ def layers(results: Results, sizes: Sizes) -> str:
                 )
             )))  # fmt: skip
     head = ("step", "k", "class", "s", "s that the rates allow", "10¹² operations", "GB")
-    note = "The first time is the profiler's, for one step: that of the kernels."
+    note = "The first time is that of the kernels in one step, measured by the profiler."
     return f"{markdown_table(head, rows)}\n\n{note}"
 
 
@@ -236,7 +238,7 @@ def curves(results: Results, sizes: Sizes) -> str:
     note = (
         f"Trained on views of the rooms at k = {sizes.counts[0]}, batch "
         f"{sizes.small_batch}, from the same random weights. \"Apart\" is the largest relative "
-        "difference from fp32's curve."
+        "difference from the curve of fp32."
     )  # fmt: skip
     shown = f"\n\n![the losses of every mode]({PICTURE})" if reference.get("loss") else ""
     return f"{markdown_table(head, rows)}\n\n{note}{shown}"
