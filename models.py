@@ -106,7 +106,7 @@ def _contents(path: Path, edge: Edge | None = None, mapped: bool = False) -> tup
     if inflated := [name for name, value in data.items() if _is_inflated(value)]:
         raise UserError(f"{path}: {inflated[0]} claims more numbers than the file holds")
     if unusable := [name for name, value in data.items() if value.is_meta or value.is_complex()]:
-        raise UserError(f"{path}: {unusable[0]} is no tensor of real numbers")
+        raise UserError(f"{path}: {unusable[0]} is not a tensor of real numbers")
     return data, record
 
 
@@ -331,7 +331,7 @@ def _scale_in(record: Mapping, path: str | Path) -> Scale:
     try:
         return Scale.of(record)
     except UserError as error:
-        raise UserError(f"{path} records a scale that cannot be: {error}") from None
+        raise UserError(f"{path} records an impossible scale: {error}") from None
 
 
 def read_record(path: str | Path) -> dict:

@@ -148,8 +148,8 @@ def initial_weights(init: str, edge: Edge, scale: Scale, folders: Sequence[str |
         return Path(init)
     if found.publisher == "taskonomy":
         raise UserError(
-            f"`init` {init} is a network of Taskonomy, which is no U-Net: the demo shows it, but "
-            f"training cannot start from it"
+            f"`init` {init} is a network of Taskonomy, which is not a U-Net: the demo shows it, "
+            f"but training cannot start from it"
         )
     if edge != ("rgb", "normal"):
         raise UserError(f"`init` {init} is a network rgb → normal, and this run trains "

@@ -24,7 +24,7 @@ class BadView(UserError):
 
     def __str__(self) -> str:
         (path, reason), *others = self.files.items()
-        more = f" ({len(others)} more of its view too)" if others else ""
+        more = f" (and {len(others)} more of this view)" if others else ""
         return f"cannot load {path}: {reason}{more}"
 
 

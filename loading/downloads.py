@@ -71,7 +71,9 @@ def fetch(
             size = _size(part)
             failures, previous = (failures + 1 if size <= previous else 1), size
             if failures >= (attempts or ATTEMPTS):
-                text = f"{url} was cut off after {size} bytes ({error}); the same again goes on"
+                text = (
+                    f"{url} was cut off after {size} bytes ({error}); the same command continues it"
+                )
                 raise Unreachable(text) from None
             time.sleep(PAUSE * 2 ** (failures - 1))
     try:
@@ -279,7 +281,7 @@ def parse_sums(text: str, source: str) -> dict[str, str]:
             continue
         entry = GNU_LINE.fullmatch(line.rstrip()) or BSD_LINE.fullmatch(line.rstrip())
         if not entry:
-            raise UserError(f"{source}, line {number}: {line[:80]!r} is no file's SHA-256")
+            raise UserError(f"{source}, line {number}: {line[:80]!r} is not the SHA-256 of a file")
         name, digest = re.sub(r"^(\./+)+", "", entry["name"]), entry["digest"].lower()
         if line.startswith("\\"):
             name = name.replace("\\n", "\n").replace("\\\\", "\\")

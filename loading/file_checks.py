@@ -170,7 +170,7 @@ def direction_findings(place: Place, checked: Iterable[Checked]) -> list[Finding
     both = " and ".join(inverted)
     what = {"green": "y points up", "blue": "z points towards the camera"}
     said = " and ".join(what[colour] for colour in inverted)
-    text = f"it looks as if {said}: then invert {both} in all files (docs/encodings.md)"
+    text = f"it looks as if {said}; if so, invert {both} in all files (docs/encodings.md)"
     return [Finding("odd", _folder(place), text)]
 
 

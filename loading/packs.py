@@ -72,7 +72,7 @@ class Pack:
                 f"{folder} is a pack of version {version}, not of {PACK_VERSION}; {REPACK}"
             )
         if not _is_index(index):
-            raise UserError(f"{folder / PACK_INDEX} is no index of a pack; {REPACK}")
+            raise UserError(f"{folder / PACK_INDEX} is not the index of a pack; {REPACK}")
         self.image_size: int = index["image_size"]
         self.encodings: dict[str, str] = index["tasks"]
         self._rows = {tuple(view): row for row, view in enumerate(index["views"])}
@@ -166,7 +166,7 @@ class Pack:
         except (*READ_ERRORS, RecursionError, TokenError):  # the header is parsed as Python
             raise damaged from None
         if not isinstance(array, np.memmap) or array.dtype not in DTYPES or array.ndim != 4:
-            raise UserError(f"{path} is no array of images; {REPACK}")
+            raise UserError(f"{path} is not an array of images; {REPACK}")
         size = self.image_size
         if array.shape[:1] + array.shape[2:] != (len(self._rows), size, size):
             raise UserError(f"{path} does not fit {PACK_INDEX} beside it; {REPACK}")

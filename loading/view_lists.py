@@ -75,8 +75,8 @@ class ViewList:
         for number, cell in enumerate(cells):
             if cell not in known:
                 raise self._error(
-                    line, f"{cell[:80]!r} is no column{nearest(cell, known)} (the first line names "
-                    f"the columns: {', '.join(known)})",
+                    line, f"{cell[:80]!r} is not a column{nearest(cell, known)} (the first line "
+                    f"names the columns: {', '.join(known)})",
                 )  # fmt: skip
             if cell in cells[:number]:
                 raise self._error(line, f"the column {cell} is there twice")

@@ -110,9 +110,7 @@ def choose_methods(task: str, names: Sequence[str], models_dir: str | Path | Non
     for name in names:
         method = METHODS[check_one_of("method", name, tuple(METHODS))]
         if task not in method.targets:
-            raise UserError(
-                f"`method` {name} has networks for {' and '.join(method.targets)} alone"
-            )
+            raise UserError(f"`method` {name} has networks for {' and '.join(method.targets)} only")
         if name in PUBLISHERS:
             paths[name] = published_file(name, target, folders)
             continue

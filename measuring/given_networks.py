@@ -112,7 +112,9 @@ def check_built(network: str | None, built: bool, files: Sequence[Path]) -> None
     """Raise UserError if the user names a `network` that none of the checkpoints needs."""
     if network and not built:
         places = ", ".join(map(str, files)) or "the models folder"
-        raise UserError(f"`network` {network}: {places} holds no network of one's own")
+        raise UserError(
+            f"`network` {network}: {places} holds no network that was trained with `network`"
+        )
 
 
 def is_own(file: Path) -> bool:

@@ -249,7 +249,9 @@ def load_predictor(
         multiples.append(side_multiple(transfer, networks[label], scales[label]))
     if given and not own:
         files = ", ".join(map(str, chosen.paths.values()))
-        raise UserError(f"`network` {network}: {files} holds no network of one's own")
+        raise UserError(
+            f"`network` {network}: {files} holds no network that was trained with `network`"
+        )
     return Predictor(networks, scales, math.lcm(*multiples), device, own)
 
 

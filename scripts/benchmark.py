@@ -88,7 +88,7 @@ def main(
     check_precision(precision, TRAINING_PRECISIONS)
     parts = parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
-        raise UserError(f"`parts` knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+        raise UserError(f"`parts` are {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
     check_positive(repeats=repeats, threads=threads, batch_size=batch_size)
     get_config(config)
     torch.set_num_threads(threads)

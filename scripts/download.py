@@ -135,7 +135,9 @@ def _taskonomy_files(domains: Iterable[str]) -> list[str]:
 def _folders(buildings: list[str] | None, domains: list[str] | None) -> list[str]:
     for building in buildings or ():
         if not re.fullmatch(r"\w[\w-]*", building):
-            raise UserError(f"{building!r} is no building's name: letters, digits, - and _ only")
+            raise UserError(
+                f"{building!r} is not the name of a building: letters, digits, - and _ only"
+            )
     for domain in domains or ():
         get_task(domain)
     return [f"{b}_{d}" for b in buildings or addresses.SAMPLE_BUILDINGS for d in domains or DOMAINS]

@@ -88,7 +88,7 @@ def main(
     """
     check_positive(minutes=minutes)
     if unknown := set(parts or ()) - set(PARTS):
-        raise UserError(f"`parts` knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+        raise UserError(f"`parts` are {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
     if report_only and (again or parts):
         raise UserError("`report_only` measures nothing: no `again`, no `parts`")
     folder = Path(output_dir).absolute() if output_dir else read_job().results_dir / "gpu"

@@ -131,7 +131,7 @@ def _verify(folder: str, to: str | None) -> None:
         raise UserError("`verify` reads a pack that is there: name its folder, without `to`")
     pack = find_pack(folder)
     if pack is None:
-        raise UserError(f"{folder} is no pack: it has no {PACK_INDEX}")
+        raise UserError(f"{folder} is not a pack: it has no {PACK_INDEX}")
     pack.verify(whole=True)
     print(f"pack: {folder} is whole: all of its {len(pack.encodings)} arrays are as recorded")
 

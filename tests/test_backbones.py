@@ -205,7 +205,11 @@ def test_a_file_that_has_changed_is_noticed(run, own, tmp_path):
     folder = the_run(results)
     own.write_text(OWN.replace(".sigmoid()", ".relu()"))
     status, output, _ = run("--resume", str(folder), network, defaults=False)
-    assert status == 2 and "--resume-anyway" in output and "of --network is another" in output
+    assert (
+        status == 2
+        and "--resume-anyway" in output
+        and "--network names another file or function" in output
+    )
     status, output = shown(run, tmp_path, f"--checkpoint={folder}", network)
     assert status == 0 and "is not the network that" in output
 
@@ -220,7 +224,7 @@ def test_a_run_without_goes_on_without(run, own):
 
 def test_an_unneeded_network_is_refused(run, own, networks, tmp_path):
     status, output = shown(run, tmp_path, f"--models-dir={networks}", f"--network={own}:build")
-    assert status == 2 and "holds no network of one's own" in output
+    assert status == 2 and "holds no network that was trained with --network" in output
 
 
 # ---- in a models folder ------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_memory_of_both_ways():
 
 @pytest.mark.parametrize(
     "flags,sentence",
-    [({"parts": ["stop"]}, "`parts` knows step"), ({"precision": "fp8"}, "`precision` is fp32")],
+    [({"parts": ["stop"]}, "`parts` are step"), ({"precision": "fp8"}, "`precision` is fp32")],
 )
 def test_mistakes_are_named(small, flags, sentence):
     with pytest.raises(UserError, match=sentence):

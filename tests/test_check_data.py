@@ -172,9 +172,9 @@ def test_a_table_is_aligned():
 
 @pytest.mark.parametrize(
     "colours, said",
-    [((1,), "it looks as if y points up: then invert green in all files"),
-     ((1, 2), "y points up and z points towards the camera: then invert green and blue"),
-     ((2,), "z points towards the camera: then invert blue")],
+    [((1,), "it looks as if y points up; if so, invert green in all files"),
+     ((1, 2), "y points up and z points towards the camera; if so, invert green and blue"),
+     ((2,), "z points towards the camera; if so, invert blue")],
 )  # fmt: skip
 def test_the_direction_of_normals_is_told_once_a_building(rooms, tmp_path, run, colours, said):
     """By rgb and normals alone, without depth to compare with."""

@@ -355,7 +355,7 @@ def test_all_bad_files_of_a_view_are_named(copy):
     views = find_views(SOME, [copy], find_buildings([copy]))
     truncate(views[0].path(SOME[0]))
     shrink(views[0].path(SOME[2]))
-    with pytest.raises(BadView, match="1 more of its view too") as caught:
+    with pytest.raises(BadView, match="and 1 more of this view") as caught:
         TaskDataset(SOME, views, 16)[0]
     assert list(caught.value.files) == [str(views[0].path(t)) for t in SOME[::2]]
 

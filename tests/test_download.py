@@ -127,7 +127,7 @@ def test_a_second_call_goes_on_after_the_first_gave_up(host, tmp_path, monkeypat
     data = host.files["a.pth"] = checkpoint()
     host.cuts = [5000, 0, 0]
     monkeypatch.setattr(download, "ATTEMPTS", 3)
-    with pytest.raises(UserError, match="cut off after 5000 bytes.*the same again goes on"):
+    with pytest.raises(UserError, match="cut off after 5000 bytes.*the same command continues it"):
         fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
     assert not (tmp_path / "a.pth").exists() and (tmp_path / "a.pth.part").stat().st_size == 5000
     fetch(f"{host.url}/a.pth", tmp_path / "a.pth", read_weights)
@@ -282,7 +282,7 @@ def test_names_with_blanks_and_escaped_ones():
 
 @pytest.mark.parametrize(
     "text, said",
-    [("welcome", "line 1: 'welcome' is no file's SHA-256"),
+    [("welcome", "line 1: 'welcome' is not the SHA-256 of a file"),
      (f"{DIGEST}  a\n{DIGEST[:-1]}  b", "line 2: "), (f"MD5 (a) = {DIGEST}", "line 1: "),
      (f"{DIGEST}  a\n{DIGEST[::-1]}  ./a", "two different checksums of a"),
      (f"{DIGEST}\n", "line 1: "), ("#" * 2**21, "it is too long")],
@@ -349,7 +349,7 @@ def test_a_broken_archive_is_not_kept_for_ever(host, tmp_path, run):
      ("http://127.0.0.1:9", ["models"], "no answer from http://127.0.0.1:9"),
      ("x", ["modles"], "did you mean models"), ("x", [], "what to fetch"),
      ("x", ["models", "--domains=rgb"], "are for data"),
-     ("http://127.0.0.1:9", ["data", "--buildings=../x"], "no building's name"),
+     ("http://127.0.0.1:9", ["data", "--buildings=../x"], "is not the name of a building"),
      ("http://127.0.0.1:9", ["data", "--domains=rbg"], "no task 'rbg'")],
 )  # fmt: skip
 def test_what_cannot_be_fetched_is_one_sentence(run, monkeypatch, tmp_path, mirror, words, said):

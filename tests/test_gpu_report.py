@@ -157,7 +157,7 @@ def test_curves_are_compared_and_drawn(tmp_path):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        ({"parts": ["steps"], "tiny": True}, "`parts` knows runs, step"),
+        ({"parts": ["steps"], "tiny": True}, "`parts` are runs, step"),
         ({"minutes": 0}, "`minutes` has to be more than 0"),
         ({"report_only": True, "again": True}, "`report_only` measures nothing"),
         ({"tiny": True}, r"holds results of another report \(device: NVIDIA X, now"),

@@ -343,5 +343,5 @@ def test_the_demo_finds_taskonomys_networks(tmp_path):
     assert choose_methods("normal", ["taskonomy"], tmp_path).paths == {
         "taskonomy": tmp_path / files[0]
     }
-    with pytest.raises(UserError, match="for normal and reshading alone"):
+    with pytest.raises(UserError, match="for normal and reshading only"):
         choose_methods("depth", ["taskonomy"], tmp_path)

@@ -186,7 +186,7 @@ def test_training_starts_from_omnidata(omnidata, run, tmp_path):
 STARTS = [  # (what trains, more flags, where it starts, what is said)
     ("rgb2depth_zbuffer", [], "omnidata", "and this run trains rgb → depth_zbuffer"),
     ("rgb2normal", [], "omnidata", "has `width` 8 and `levels` 2, and this run has"),
-    ("rgb2normal", [], "taskonomy", "is a network of Taskonomy, which is no U-Net"),
+    ("rgb2normal", [], "taskonomy", "is a network of Taskonomy, which is not a U-Net"),
     ("rgb2normal", [], TASKONOMY["normal"].encoder, "is a network of Taskonomy, which is no"),
 ]
 

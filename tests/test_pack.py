@@ -228,7 +228,7 @@ def edit(**values):
         (lambda folder: (folder / "normal.npy").unlink(), "normal.npy is missing, damaged"),
         (edit(views=[["", "agate", "point_0_view_0"]]), "does not fit pack.json beside it"),
         (edit(version=7), "is a pack of version 7, not of 1; make it anew"),
-        (edit(views=3), "pack.json is no index of a pack; make it anew"),
+        (edit(views=3), "pack.json is not the index of a pack; make it anew"),
         (lambda folder: (folder / "pack.json").write_text("{"), "pack.json is not a JSON object"),
         (edit(tasks={"rgb": "identity()"}), "has no normal (it has: rgb); make it anew"),
         (edit(tasks={"rgb": "identity()", "normal": "blur(maximum=1)"}), "transform blur(maximum"),
@@ -252,15 +252,18 @@ WRONG_ENTRIES = [
 DAMAGE = [
     (old(cut_off), "normal.npy is missing, damaged or cut off"),
     (flip_a_bit, "normal.npy is missing, damaged or cut off"),
-    (old(save(np.zeros((16, 3, 32, 32)))), "normal.npy is no array of images"),
-    (old(save(np.zeros((16, 3, 32, 32), complex))), "normal.npy is no array of images"),
-    (old(save(np.zeros(16, "u1,f4"))), "normal.npy is no array of images"),
+    (old(save(np.zeros((16, 3, 32, 32)))), "normal.npy is not an array of images"),
+    (old(save(np.zeros((16, 3, 32, 32), complex))), "normal.npy is not an array of images"),
+    (old(save(np.zeros(16, "u1,f4"))), "normal.npy is not an array of images"),
     (old(save(np.array([None]))), "normal.npy is missing, damaged or cut off"),
-    (old(save_npz), "normal.npy is no array of images"),
+    (old(save_npz), "normal.npy is not an array of images"),
     (old(save(np.zeros((16, 3, 32, 31), np.uint8))), "does not fit pack.json beside it"),
     (old(save(np.zeros((16, 1, 32, 32), np.uint8))), "normal.npy does not hold normal"),
     (old(save(np.zeros((16, 3, 32, 32), np.uint16))), "normal.npy does not hold normal"),
-    *((edit(**{key: value}), "pack.json is no index of a pack") for key, value in WRONG_ENTRIES),
+    *(
+        (edit(**{key: value}), "pack.json is not the index of a pack")
+        for key, value in WRONG_ENTRIES
+    ),
     (lambda folder: (folder / "pack.json").write_text("[" * 99999), "is not a JSON object"),
     (lambda folder: (folder / "pack.json").write_text("[]"), "not a JSON object, but a list"),
 ]
@@ -359,7 +362,7 @@ def test_a_pack_of_an_earlier_version_is_read_but_not_verified(pack, rooms, veri
 
 
 def test_what_cannot_be_verified_is_one_sentence(rooms, verify, run):
-    assert verify(rooms) == (2, f"error: {rooms} is no pack: it has no pack.json")
+    assert verify(rooms) == (2, f"error: {rooms} is not a pack: it has no pack.json")
     assert "without --to" in verify(rooms, "--to=x")[1]
     status, output, _ = run(str(rooms), program="scripts.pack", defaults=False)
     assert status == 2 and "name the new folder with --to" in output.splitlines()[-1]

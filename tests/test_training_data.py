@@ -130,13 +130,13 @@ def test_training_on_spoilt_images(run):
     """--shift spoils rgb alone, the same way in each pass; it is said, recorded, and resumed."""
     quick = ("--perceptual=curv,edge", "--k=1", "--random-select", "--steps-per-epoch=2")
     status, output, results = run("multiperceptual_normal", *quick, "--shift=noise:0.2")
-    assert status == 0 and "images spoilt by noise (σ) 0.2" in output, output
+    assert status == 0 and "images degraded by noise (σ) 0.2" in output, output
     (folder,) = results.iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["shift"] == "noise:0.2" and record["arguments"]["shift"] == "noise:0.2"
     assert read_record(folder / "rgb2normal_consistency.pth")["shift"] == "noise:0.2"
     status, output, _ = run("multiperceptual_normal", *quick, "--resume", "--max-epochs=2")
-    assert status == 0 and "images spoilt by noise (σ) 0.2" in output, output
+    assert status == 0 and "images degraded by noise (σ) 0.2" in output, output
     spoilt = json.loads((folder / "evaluation.json").read_text())["before"]
     run("multiperceptual_normal", *quick)
     (clean,) = (f for f in results.iterdir() if f != folder)

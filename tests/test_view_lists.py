@@ -105,9 +105,9 @@ def test_an_empty_cell_and_a_missing_file_are_counted_and_named(table, write, tm
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("rgb,norml\na,b\n", "line 1: 'norml' is no column; did you mean normal?"),
-        ("a.png,b.png\n", "line 1: 'a.png' is no column"),
-        ("rgb,sobel_edges\na,b\n", "line 1: 'sobel_edges' is no column"),
+        ("rgb,norml\na,b\n", "line 1: 'norml' is not a column; did you mean normal?"),
+        ("a.png,b.png\n", "line 1: 'a.png' is not a column"),
+        ("rgb,sobel_edges\na,b\n", "line 1: 'sobel_edges' is not a column"),
         ("# x\nrgb,rgb\na,b\n", "line 2: the column rgb is there twice"),
         ("building,view\na,b\n", "line 1: there is no column with a domain's files"),
         ("rgb,normal\na,b\n\nc\n", "line 4: 1 columns, where the header has 2"),

@@ -205,8 +205,8 @@ def test_a_port_in_use_is_one_sentence(run_page):
     [
         (["--port=99999"], "error: --port is 0 to 65535, not 99999\n"),
         (["--host=no.such.host.invalid"],
-         "error: --host no.such.host.invalid is no address of this machine\n"),
-        (["--host=192.0.2.1"], "error: --host 192.0.2.1 is no address of this machine\n"),
+         "error: --host no.such.host.invalid is not an address of this machine\n"),
+        (["--host=192.0.2.1"], "error: --host 192.0.2.1 is not an address of this machine\n"),
         (["--checkpoint=gone.pth"], "error: no checkpoint gone.pth\n"),
         (["--models-dir=gone"], "error: no models folder gone\n"),
     ],

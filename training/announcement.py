@@ -77,7 +77,7 @@ def _default(value: object) -> str:
 
 
 def _shift_text(shift: str | None) -> str:
-    return "; images spoilt by {} {:g}".format(*parse_shift(shift)) if shift else ""
+    return "; images degraded by {} {:g}".format(*parse_shift(shift)) if shift else ""
 
 
 def _networks(networks: Mapping[str, Mapping[str, str]], target: str) -> list[str]:

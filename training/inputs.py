@@ -124,7 +124,7 @@ def differences(recorded: Mapping, now: Mapping, target: str) -> list[str]:
                 f"({before['sha256'][:8]} then, {after['sha256'][:8]} now)"
             )
     if recorded.get("code") != now.get("code"):
-        found.append("the file or the function of `network` is another")
+        found.append("`network` names another file or function")
     for name, before in recorded["views"].items():
         after = now["views"].get(name, {"count": 0, "digest": ""})
         if before["count"] != after["count"]:

@@ -60,13 +60,13 @@ def free_port(host: str, port: int) -> int:
             probe.bind(address)
             return probe.getsockname()[1]
     except socket.gaierror:
-        raise UserError(f"`host` {host} is no address of this machine") from None
+        raise UserError(f"`host` {host} is not an address of this machine") from None
     except PermissionError:
         raise UserError(f"port {port} needs an administrator: give a `port` above 1023") from None
     except OSError as error:
         if error.errno == 98:
             raise UserError(f"port {port} of {host} is in use: give another `port`") from None
-        raise UserError(f"`host` {host} is no address of this machine") from None
+        raise UserError(f"`host` {host} is not an address of this machine") from None
 
 
 def settings(folder: str) -> dict[str, str]:
