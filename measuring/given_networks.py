@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbones import recorded_code
 from measuring.demo_networks import TARGETS, Choice, choose_networks, for_task
-from measuring.prediction import load_predictor, resized
+from measuring.prediction import check_built, load_predictor, resized
 from models import read_record
 from sources import Sources, find_variant
 from transfers import TRANSFERS, Edge, Scale
@@ -106,15 +106,6 @@ def load_one(
     code = network if network and is_own(file) else None
     predictor = load_predictor(task, Choice({task: file}, ""), device, code)
     return predictor.networks[task], predictor.scales[task]
-
-
-def check_built(network: str | None, built: bool, files: Sequence[Path]) -> None:
-    """Raise UserError if the user names a `network` that none of the checkpoints needs."""
-    if network and not built:
-        places = ", ".join(map(str, files)) or "the models folder"
-        raise UserError(
-            f"`network` {network}: {places} holds no network that was trained with `network`"
-        )
 
 
 def is_own(file: Path) -> bool:

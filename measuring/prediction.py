@@ -247,12 +247,17 @@ def load_predictor(
         networks[label], scales[label] = loaded(path, transfer)
         networks[label].to(device).eval()
         multiples.append(side_multiple(transfer, networks[label], scales[label]))
-    if given and not own:
-        files = ", ".join(map(str, chosen.paths.values()))
-        raise UserError(
-            f"`network` {network}: {files} holds no network that was trained with `network`"
-        )
+    check_built(network, bool(own), list(chosen.paths.values()))
     return Predictor(networks, scales, math.lcm(*multiples), device, own)
+
+
+def check_built(network: str | None, built: bool, files: Sequence[Path]) -> None:
+    """Raise UserError if the user names a `network` that none of the checkpoints needs."""
+    if network and not built:
+        places = ", ".join(map(str, files)) or "the models folder"
+        raise UserError(
+            f"`network` {network}: {places} holds no network that was trained with `network`"
+        )
 
 
 def together(predictors: Mapping[str, Predictor]) -> Predictor:

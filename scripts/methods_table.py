@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 import consistency
 from files import make_folder, read_json, write_atomically, write_json
 from flags import as_arguments, command_line, folding_flags
+from measuring.given_networks import AtSize
 from methods.interface import ALL, TARGETS, Method
 from methods.table import METHODS
 from models import read_weights, save_network
@@ -279,19 +279,6 @@ def _run(module: str, *arguments: str) -> None:
         sys.exit(status if status > 0 else 128 - status)  # the program has said why
 
 
-class _AtItsSize(nn.Module):
-    """Shows a network images of its own size: (B, 3, H, W) → (B, C, H, W)."""
-
-    def __init__(self, network: nn.Module, size: int) -> None:
-        super().__init__()
-        self.network, self.size = network, size
-
-    def forward(self, images: Tensor) -> Tensor:
-        shape = images.shape[-2:]
-        shown = nn.functional.interpolate(images, (self.size, self.size), mode="bilinear")
-        return nn.functional.interpolate(self.network(shown), shape, mode="area")
-
-
 def published_entry(method: Method, target: str, sources: Sources) -> dict:
     """Measure a network of another publisher, if its file is here."""
     path = find_published(method.name, TARGETS[target], own_models(read_job()))
@@ -300,7 +287,7 @@ def published_entry(method: Method, target: str, sources: Sources) -> dict:
         return {"errors": {}}
     network = load_published(path)[0].eval()
     data = [str(folder) for folder in sources.data_dirs]
-    errors = consistency.evaluate(_AtItsSize(network, TASKONOMY_SIZE), data, TARGETS[target])
+    errors = consistency.evaluate(AtSize(network, TASKONOMY_SIZE, back=True), data, TARGETS[target])
     return {"errors": errors, "parameters": sum(p.numel() for p in network.parameters())}
 
 

@@ -27,7 +27,7 @@ from web.state import Shared
 SIDES = ["left", "right"]  # of the slider, for the rows of the page of domains
 CELL = 160  # pixels of a cell of the page of domains
 LARGE = 2 * FULL_SIZE  # of a prediction, so that its heading and legend are sharp
-FEATURES = "imagenet"  # a domain that is not a picture
+FEATURES = "imagenet"  # a domain that is not a picture, whose network may have to be fetched
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from measuring.path_disagreements import compared_paths, edge_disagreements
 from precision import forward_only
 from transfers import TRANSFERS, Edge, get_transfer
 from utils import UserError
+from web.answers import FEATURES
 from web.energies import energies_of
 from web.state import Shared
 
-FEATURES = "imagenet"  # a domain that is not a picture, whose network may have to be fetched
 MEANING = "mean |through − straight| of the edge's target, values 0 … 1"
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from measuring.reproduction.scales import ENERGY_IMAGE_STEPS, IMAGE_STEPS, Size
 from measuring.reproduction.steps import (
     COMPARED,
-    DOMAINS,
     EQUAL_TIME,
     OTHER_SETS,
     Made,
@@ -29,6 +28,7 @@ from measuring.reproduction.steps import (
     trained_key,
 )
 from measuring.reproduction.training_stages import ALL, choice_variants, weight_variants
+from methods.interface import TARGETS
 from methods.table import METHODS
 
 SHIFT_LEVELS = 21  # of scripts.energy_shift, with clean images
@@ -139,7 +139,7 @@ def evaluation_of_variants(size: Size, places: Places, methods: Sequence[str]) -
 
 def _domain_of(name: str, target: str) -> str:
     """The domain of a training's network if the training writes others, too; else ""."""
-    return DOMAINS[target] if name in METHODS else ""
+    return TARGETS[target] if name in METHODS else ""
 
 
 def energy(size: Size, places: Places) -> list[Stage]:

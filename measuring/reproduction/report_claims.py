@@ -21,6 +21,7 @@ from measuring.reproduction.results import (
     by_method,
     change_text,
     finding,
+    kinds_of_error,
     mean_change,
     perceptual_rows,
     read_images,
@@ -48,11 +49,6 @@ def claims_part(places: Places, size: Size, figures: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _kinds(runs: Runs) -> dict[str, list[str]]:
-    """The errors that are compared, {kind: rows}."""
-    return {"direct error": [DIRECT], "perceptual errors against truth": perceptual_rows(runs[0])}
-
-
 def _errors(places: Places, size: Size) -> Iterator[list[str]]:
     """Whether the errors of each target are lower, against equal steps and against equal time."""
     for target in size.targets:
@@ -63,7 +59,7 @@ def _errors(places: Places, size: Size) -> Iterator[list[str]]:
             found = {}
             for equal, other in EQUALS.items():
                 if other in groups and "consistency" in groups:
-                    names = _kinds(groups[other])[kind]
+                    names = kinds_of_error(groups[other])[kind]
                     found[equal] = mean_change(groups[other], groups["consistency"], names,
                                                buildings, size.resamples)  # fmt: skip
             yield [claim, *_told(found)]
@@ -113,7 +109,7 @@ def _one(claim: str, places: Places, key: str, size: Size) -> list[str]:
     changes = {
         kind.partition(" ")[0]: mean_change(groups["without"], groups["consistency"], names,
                                             read[1], size.resamples)
-        for kind, names in _kinds(groups["without"]).items() if names
+        for kind, names in kinds_of_error(groups["without"]).items() if names
     }  # fmt: skip
     return [claim, *_told(changes)]
 

@@ -102,6 +102,11 @@ def above_the_frozen_networks(
     return mean_change(first, second, list(mapped), buildings, resamples, mapped)
 
 
+def kinds_of_error(runs: Runs) -> dict[str, list[str]]:
+    """Return the errors that the findings are about, {kind: rows}."""
+    return {"direct error": [DIRECT], "perceptual errors against truth": perceptual_rows(runs[0])}
+
+
 def finding(change: Difference) -> str:
     """Say whether an error is lower or higher, as far as its interval tells."""
     if not np.isfinite(change.percent):
@@ -123,10 +128,8 @@ def change_text(change: Difference) -> str:
 
 def answer(first: Runs, second: Runs, buildings: Sequence[str], resamples: int) -> str:
     """Say whether `second` has lower errors than `first`, the direct and the perceptual ones."""
-    kinds = {"direct error": [DIRECT],
-             "perceptual errors against truth": perceptual_rows(first[0])}  # fmt: skip
     told = []
-    for text, rows in kinds.items():
+    for text, rows in kinds_of_error(first).items():
         change = mean_change(first, second, rows, buildings, resamples)
         told.append(f"{text} {finding(change)} ({change_text(change)})")
     return ", ".join(told)

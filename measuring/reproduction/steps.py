@@ -27,7 +27,6 @@ COMPARED: dict[str, tuple[str, dict[str, object]]] = {
 EQUAL_TIME = "without, equal time"  # trained as long as consistency takes, and so for more steps
 # The rows of the table of methods that are COMPARED, {name in results: method}.
 NAMED_METHODS = {"without": "baseline", "consistency": "perceptual"}
-DOMAINS = {"normal": "normal", "depth": "depth_zbuffer", "reshading": "reshading"}
 OTHER_SETS = SETS[1:]
 
 

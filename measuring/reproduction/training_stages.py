@@ -8,7 +8,6 @@ from graph import edges_of
 from measuring.reproduction.scales import ENERGY_IMAGE_STEPS, Size
 from measuring.reproduction.steps import (
     COMPARED,
-    DOMAINS,
     EQUAL_TIME,
     OTHER_SETS,
     Made,
@@ -34,6 +33,7 @@ from measuring.reproduction.steps import (
     trained_key,
     training_data,
 )
+from methods.interface import TARGETS
 from methods.table import METHODS, find_method
 from transfers import TRANSFERS, any_transfer
 
@@ -86,7 +86,7 @@ def _render(places: Places, size: Size, kind: str, names: Sequence[str], test=Fa
 
 def baseline(size: Size, places: Places, target: str) -> Stage:
     """Train rgb → target from scratch; validation chooses the epoch."""
-    row, domain = f"baseline_{target}", DOMAINS[target]
+    row, domain = f"baseline_{target}", TARGETS[target]
     file = places.models / TRANSFERS["rgb", domain].checkpoint
     step = train(size, places, row, f"rgb2{domain}", size.baseline_epochs, lr=size.lr)
     copy = Step(f"{row}_copy", "copy", (Made(row, best=True), file))
@@ -109,7 +109,7 @@ def networks_between(size: Size) -> dict[str, list[str]]:
 
     The groups are those from rgb, those from each target, and what the energy needs besides.
     """
-    there = {f"rgb2{DOMAINS[target]}" for target in size.targets}
+    there = {f"rgb2{TARGETS[target]}" for target in size.targets}
     groups: dict[str, list[str]] = {"rgb": [], **{target: [] for target in size.targets}}
     for group in (*size.targets, "energy"):
         config = "energy_calc" if group == "energy" else f"multiperceptual_{group}"
@@ -148,7 +148,7 @@ def _networks(name: str) -> set[str]:
 def _more_networks(size: Size, places: Places, names: Iterable[str]) -> list[Step]:
     """Train those of the networks that no stage of `edges`, and no baseline, trains."""
     there = {name for group in networks_between(size).values() for name in group}
-    there |= {f"rgb2{DOMAINS[target]}" for target in size.targets}
+    there |= {f"rgb2{TARGETS[target]}" for target in size.targets}
     return [edge(size, places, name) for name in sorted(set(names) - there)]
 
 
@@ -195,7 +195,7 @@ def shorter(size: Size, places: Places, seeds: int) -> list[Stage]:
     """A shorter baseline, and training from it with and without consistency: the first target."""
     target = size.targets[0]
     start = short_key("baseline", target, 0)
-    first = train(size, places, start, f"rgb2{DOMAINS[target]}", size.short_epochs, lr=size.lr)
+    first = train(size, places, start, f"rgb2{TARGETS[target]}", size.short_epochs, lr=size.lr)
     stages = [Stage("shorter/baseline", ("rooms",), (first,))]
     for seed in range(seeds):
         steps = []
@@ -218,7 +218,7 @@ def fraction(size: Size, places: Places, share: float) -> Stage:
     target = size.targets[0]
     views = max(size.batch_size, round(share * size.train * size.views))
     start = fraction_key("baseline", share)
-    fewer = train(size, places, start, f"rgb2{DOMAINS[target]}", size.short_epochs,
+    fewer = train(size, places, start, f"rgb2{TARGETS[target]}", size.short_epochs,
                   lr=size.lr, subset_size=views)  # fmt: skip
     steps = [fewer]
     for name in ("without", "consistency"):

@@ -21,6 +21,7 @@ from scripts.benchmarking.gpu_step import (
     YARDSTICK,
     step_name,
 )
+from scripts.benchmarking.modes import apart
 from scripts.benchmarking.step import FORWARD, LAYER_CLASSES, REST
 from tables import Row, markdown_table
 from utils import counted
@@ -254,7 +255,7 @@ def _apart(curve: list | None, reference: list | None) -> str:
         return NOT_MEASURED
     if None in curve + reference:
         return NOT_FINITE
-    return f"{max(abs(a - b) / abs(b) for a, b in zip(curve, reference, strict=True)):.1e}"
+    return apart(curve, reference)
 
 
 def data(results: Results, sizes: Sizes) -> str:

@@ -47,8 +47,8 @@ def modes_table(setup: Setup) -> list[Row]:
         reference = reference or result
         rows.append(
             (name, f"{result['seconds']:.3g}", f"{result['waiting']:.1%}",
-             f"{result['loss'][-1]:.5f}", _apart(result["loss"], reference["loss"]),
-             f"{result['error'][-1]:.5f}", _apart(result["error"], reference["error"]))
+             f"{result['loss'][-1]:.5f}", apart(result["loss"], reference["loss"]),
+             f"{result['error'][-1]:.5f}", apart(result["error"], reference["error"]))
         )  # fmt: skip
     return rows
 
@@ -81,6 +81,6 @@ def trained(config: str, flags: Sequence[str], epochs: int, steps: int) -> dict:
     }
 
 
-def _apart(curve: list[float], other: list[float]) -> str:
+def apart(curve: Sequence[float], other: Sequence[float]) -> str:
     """Return the largest relative difference between two curves."""
     return f"{max(abs(a - b) / abs(b) for a, b in zip(curve, other, strict=True)):.1e}"
