@@ -13,8 +13,8 @@ from energy import ENERGY_DOMAINS, get_config, paths_for, straight_loss
 from graph import TaskGraph, edges_of
 from measuring.consistency_energy import UNLABELLED, energy_graph
 from measuring.demo_networks import TARGETS, choose_networks
-from measuring.given_networks import AtSize, check_built, files_by_task, is_own, load_one
-from measuring.prediction import resized
+from measuring.given_networks import AtSize, files_by_task, is_own, load_one
+from measuring.prediction import check_built, resized
 from pictures import Ball, Bar, Column, page
 from sources import VARIANTS, Sources
 from task_configs import TASKS
