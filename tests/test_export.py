@@ -79,7 +79,7 @@ def test_safetensors_is_read_by_this_project(run, checkpoint, tmp_path):
         f"--output_path={tmp_path / 'shown'}", program="demo", defaults=False,
     )  # fmt: skip
     assert status == 0, output
-    with pytest.raises(UserError, match="weights alone"):
+    with pytest.raises(UserError, match="holds only weights"):
         export(checkpoint, to).seconds_per_image(1)
 
 

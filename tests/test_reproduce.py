@@ -22,7 +22,6 @@ from measuring.reproduction.plan import chosen, plan
 from measuring.reproduction.results import whole_time
 from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import (
-    DOMAINS,
     EQUAL_TIME,
     Made,
     Places,
@@ -31,6 +30,7 @@ from measuring.reproduction.steps import (
     splits,
     trained_key,
 )
+from methods.interface import TARGETS
 from methods.table import METHODS
 from models import read_weights, save_atomically
 from training.objective import find_config
@@ -108,8 +108,8 @@ def test_each_network_is_trained_once_and_before_it_is_needed(scale, tmp_path):
             elif step.program == "copy":
                 there.add(Path(step.words[1]).name)
             elif step.program == "train" and not str(step.words[0]).startswith("rgb2"):
-                made = {TRANSFERS["rgb", DOMAINS[target]].checkpoint for target in size.targets}
-                rgb = {f"rgb2{DOMAINS[target]}" for target in size.targets}
+                made = {TRANSFERS["rgb", TARGETS[target]].checkpoint for target in size.targets}
+                rgb = {f"rgb2{TARGETS[target]}" for target in size.targets}
                 needed = {
                     row.name
                     for row in map(

@@ -169,7 +169,10 @@ def test_the_other_ways_to_train(run, arguments):
         (("example_normal", "--width=16"), "trained at image size 32, width 8, this run has"),
         (("example_normal", "--winrate", "--random-select"), "error: --winrate excludes"),
         (("example_normal", "--init=/nowhere.pth"), "error: no checkpoint /nowhere.pth"),
-        (("example_normal", "--subset-size=1000"), "error: --subset-size 1000: 8 training"),
+        (
+            ("example_normal", "--subset-size=1000"),
+            "error: --subset-size is 1000, and there are 8 training views",
+        ),
         (("example_normal", "--split=/nowhere"), "error: cannot read /nowhere"),
         (("example_normal", "--k=0", "--compare-direct"), "error: without perceptual losses"),
         (("normal2reshading", "--augment-rgb=strong"), "error: --augment-rgb changes rgb, which"),
