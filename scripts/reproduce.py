@@ -14,6 +14,7 @@ from flags import command_line
 from measuring.reproduction.carrying import keep as keep_copies
 from measuring.reproduction.carrying import restore
 from measuring.reproduction.plan import chosen, plan
+from measuring.reproduction.renewing import renew
 from measuring.reproduction.report import write_page
 from measuring.reproduction.scales import SCALES, Size, numbers
 from measuring.reproduction.steps import Places, Stage, splits
@@ -28,6 +29,8 @@ def main(
     *,
     scale: str = "quick",
     seeds: int | None = None,
+    targets: list[str] | None = None,
+    questions: list[str] | None = None,
     only: str | None = None,
     output_dir: str | None = None,
     report: str | None = None,
@@ -37,10 +40,9 @@ def main(
 ) -> None:
     """Test the paper's claims from nothing: render, train, measure, and write a report.
 
-    Prints the plan, does it stage by stage with the project's other programs, and writes
-    docs/results.md with its figures. What is done is never done again: after an interruption,
-    the same command continues, trainings from their last state. All choices are made on
-    validation views; test views are rendered and read only after all training.
+    Prints the plan, does it stage by stage, and writes docs/results.md with its figures. After an
+    interruption, the same command continues, trainings from their last state. All choices are made
+    on validation views; test views are rendered and read only after all training.
 
     Example: python -m scripts.reproduce --scale quick
 
@@ -48,12 +50,14 @@ def main(
         scale: quick, cpu (three targets, for two cores), gpu (256 pixels), or tiny, which tests
             the command itself.
         seeds: trainings of each method, from seed 0 on (default: the scale's).
+        targets: some of the scale's targets, comma-separated (default: all).
+        questions: only what answers some of errors, start, views, losses, methods and energy,
+            comma-separated (default: all; docs/evaluation.md).
         only: do only this stage, these stages (rooms, baselines, edges, …) or the report.
         output_dir: where everything is kept (default: results/reproduce_ and the scale).
         report: the report's file; figures go into the folder results beside it (default:
             docs/results.md).
-        keep: a folder for small copies of what is done, from which the same command continues, or
-            writes the report, on another machine (docs/evaluation.md).
+        keep: a folder for small copies, to continue on another machine (docs/evaluation.md).
         jobs: stages to do at once, each with its share of the cores (default: one for each core,
             at most 4, and with a graphics card at most one for each 16 GiB of its memory).
         dry: print the plan and its commands, and stop.
@@ -61,29 +65,34 @@ def main(
     size = SCALES[check_one_of("scale", scale, tuple(SCALES))]
     check_positive(seeds=seeds, jobs=jobs)
     count = seeds or size.seeds
-    folder = Path(output_dir) if output_dir else read_job().results_dir / f"reproduce_{scale}"
-    folder = folder.resolve()
-    if "," in str(folder):
-        raise UserError(f"`output_dir` {folder} has a comma, which separates folders in flags")
+    folder = folder_of(scale, output_dir)
     page = Path(report).resolve() if report else ROOT / "docs" / "results.md"
-    stages = plan(size, folder, count, is_trainable)
+    every = plan(size, folder, count, is_trainable)
+    stages = plan(size, folder, count, is_trainable, targets, questions)
     selected = [] if only == REPORT else chosen(stages, only)
     print_plan(stages, selected, size, folder, dry)
     if dry:
         return
     check_writable(folder)
     with only_process_in(folder):
-        claim(folder, scale, count, size)
+        claim(folder, scale, size)
         kept = Path(keep).resolve() if keep else None
         if kept:
-            check_copies(kept, folder, scale, size)
-            if restored := restore(kept, folder):
-                print(f"{restored} files restored from {kept}", flush=True)
-        after = partial(keep_copies, folder, kept, stages) if kept else lambda: None
+            bring(kept, folder, scale, size)
+        renew(stages, selected, Places(folder))
+        after = partial(keep_copies, folder, kept, every, stages) if kept else lambda: None
         do_stages(selected, folder, jobs or default_jobs(), after)
         after()
-        write_page(page, folder, scale, count, stages)
+        write_page(page, folder, scale, count, every)
     print(f"report: {page}")
+
+
+def folder_of(scale: str, output_dir: str | None) -> Path:
+    """Return where everything is kept. Raises UserError if commands cannot name it."""
+    folder = Path(output_dir) if output_dir else read_job().results_dir / f"reproduce_{scale}"
+    if "," in str(folder.resolve()):
+        raise UserError(f"`output_dir` {folder} has a comma, which separates folders in flags")
+    return folder.resolve()
 
 
 def is_trainable(name: str) -> bool:
@@ -115,7 +124,7 @@ def print_plan(
     print(f"all stages: {duration(60 * total)}; left: {duration(60 * left)}", flush=True)
 
 
-def claim(folder: Path, scale: str, seeds: int, size: Size) -> None:
+def claim(folder: Path, scale: str, size: Size) -> None:
     """Write what the folder is for. Raises UserError if it holds a reproduction of other numbers.
 
     More seeds may be asked for than before: they add stages of their own.
@@ -145,11 +154,16 @@ def claimed(folder: Path, scale: str, size: Size, flag: str) -> bool:
     return True
 
 
-def check_copies(kept: Path, folder: Path, scale: str, size: Size) -> None:
-    """Make the folder of copies. Raises UserError if it holds those of another reproduction."""
+def bring(kept: Path, folder: Path, scale: str, size: Size) -> None:
+    """Write what a folder of copies has and `folder` lacks; make it, if it is not there.
+
+    Raises UserError if it holds copies of another reproduction.
+    """
     if kept == folder:
         raise UserError(f"`keep` {kept} is `output_dir` itself: name another folder")
     claimed(check_writable(kept), scale, size, "keep")
+    if restored := restore(kept, folder):
+        print(f"{restored} files restored from {kept}", flush=True)
 
 
 if __name__ == "__main__":

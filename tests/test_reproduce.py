@@ -16,9 +16,11 @@ from test_reproduction_report import store
 import scripts.reproduce as program
 import scripts.reproducing.running as running
 import scripts.train_edges as train_edges
+from files import write_json
 from flags import accepted, as_arguments
 from graph import edges_of
-from measuring.reproduction.plan import chosen, plan
+from measuring.reproduction.plan import QUESTIONS, chosen, plan
+from measuring.reproduction.renewing import renew
 from measuring.reproduction.results import whole_time
 from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import (
@@ -34,7 +36,7 @@ from methods.interface import TARGETS
 from methods.table import METHODS
 from models import read_weights, save_atomically
 from training.objective import find_config
-from transfers import TRANSFERS, any_transfer
+from transfers import TRANSFERS, any_transfer, transfer_by_name
 from utils import UserError, log
 
 TINY = SCALES["tiny"]
@@ -48,13 +50,20 @@ def text_of(step: Step, folder: Path) -> str:
 # ---- the plan -----------------------------------------------------------------------
 
 
+PARTS = [{}, *({"questions": [name]} for name in QUESTIONS),
+         {"targets": ["depth"], "questions": ["errors"]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
 @pytest.mark.parametrize("scale", SCALES)
-def test_no_stage_reads_test_views_before_the_evaluation(scale, tmp_path):
+def test_no_stage_reads_test_views_before_the_evaluation(scale, part, tmp_path):
     """Test rooms have a folder of their own, rendered after everything that trains or chooses."""
-    stages = plan(SCALES[scale], tmp_path, 2)
+    if not set(part.get("targets", [])) <= set(SCALES[scale].targets):
+        pytest.skip("the scale has no such target")
+    stages = plan(SCALES[scale], tmp_path, 2, **part)
     names = [stage.name for stage in stages]
     made = names.index("test_rooms")
-    assert stages[made].needs == tuple(names[:made])
+    assert stages[made].after == tuple(names[:made])
     for number, stage in enumerate(stages):
         texts = [text_of(step, tmp_path) for step in stage.steps]
         reads = [text for text in texts if "rooms_test" in text or "test0" in text]
@@ -87,7 +96,7 @@ def test_every_command_is_one_of_the_programs_with_its_flags(scale, tmp_path):
             find_config(str(step.words[0]))
     before: set[str] = set()
     for stage in stages:
-        assert set(stage.needs) <= before, stage.name
+        assert {*stage.needs, *stage.after} <= before, stage.name
         before.add(stage.name)
         if scale == "cpu":
             assert stage.minutes(SCALES[scale]) < 60
@@ -153,11 +162,50 @@ def test_equal_time_is_measured(tmp_path):
 
 def test_stages_are_chosen_by_name_or_group(tmp_path):
     stages = plan(TINY, tmp_path, 2)
-    assert [s.name for s in chosen(stages, "trained")] == ["trained/normal/0", "trained/normal/1"]
+    names = [s.name for s in chosen(stages, "trained") if not s.name.endswith("others")]
+    assert names == ["trained/normal/0", "trained/normal/1"]
     assert [s.name for s in chosen(stages, "refits")] == ["refits"]
     assert chosen(stages, None) == stages
     with pytest.raises(UserError, match="`only` is one of rooms, .*did you mean edges"):
         chosen(stages, "edgs")
+
+
+def test_a_part_of_the_plan_answers_a_question(tmp_path):
+    """A part has what its evaluation reads, and no more; all parts together are the whole plan."""
+    size = SCALES["cpu"]
+    whole = plan(size, tmp_path, 2)
+    parts = {name: plan(size, tmp_path, 2, questions=[name]) for name in QUESTIONS}
+    assert {s.name for part in parts.values() for s in part} == {s.name for s in whole}
+    errors = {stage.name for stage in parts["errors"]}
+    assert "evaluation/degraded/2" in errors and "trained/depth/1/others" in errors
+    assert not {"refits", "edges/energy", "weights", "methods/cycle"} & errors
+    assert "refits" in {stage.name for stage in parts["energy"]}
+    assert "trained/normal/0" in {stage.name for stage in parts["views"]}
+    depth = {stage.name for stage in plan(size, tmp_path, 2, targets=["depth"])}
+    assert depth == {
+        "rooms", "baselines/depth", "edges/rgb", "edges/depth", "test_rooms", "evaluation/depth/2",
+        *(f"trained/depth/{seed}{end}" for seed in (0, 1) for end in ("", "/others")),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="`questions` is errors or start .* not losess; did you"):
+        plan(size, tmp_path, 1, questions=["losess"])
+    with pytest.raises(UserError, match="but errors are about normal"):
+        plan(size, tmp_path, 1, targets=["depth"], questions=["energy"])
+
+
+def test_a_baseline_is_not_replaced_by_a_shorter_training(tmp_path):
+    """Networks rgb → other targets are trained shortly, unless their baseline is there."""
+    size, places = SCALES["cpu"], Places(tmp_path)
+
+    def trained():
+        stages = plan(size, tmp_path, 1, targets=["depth"])
+        return {str(s.words[0]) for stage in stages for s in stage.steps if s.flags.get("install")}
+
+    assert {"rgb2normal", "rgb2reshading"} <= trained() and "rgb2depth_zbuffer" not in trained()
+    for file in (places.step_mark("baseline_normal_copy"),
+                 places.models / TRANSFERS["rgb", "normal"].checkpoint):  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert "rgb2reshading" in trained() and "rgb2normal" not in trained()
 
 
 def test_the_network_of_a_run(tmp_path):
@@ -223,6 +271,13 @@ class Ended:
         raise AssertionError("it has ended")
 
 
+def make_folder_of(command):
+    """Make the folder into which a command renders rooms."""
+    for word in command:
+        if "scripts.make_rooms" in command and word.startswith("--output-dir="):
+            Path(word.partition("=")[2]).mkdir(parents=True, exist_ok=True)
+
+
 @pytest.fixture
 def commands(monkeypatch):
     """Commands are noted instead of run; the step "stop" fails."""
@@ -232,6 +287,7 @@ def commands(monkeypatch):
         noted.append((log_file.stem, command))
         log_file.parent.mkdir(parents=True, exist_ok=True)
         log_file.write_text("stopped")
+        make_folder_of(command)
         return Ended(int(log_file.stem == noting.stop))
 
     noting.stop = ""
@@ -410,15 +466,21 @@ def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
     """From small copies: what is done is not repeated, and rooms are rendered again."""
     noted, noting = commands
     here, there, kept = (tmp_path / name for name in ("here", "there", "kept"))
-    stages = plan(TINY, here, 1, program.is_trainable)
+    stages = plan(TINY, here, 2, program.is_trainable)
     made = {m for stage in stages for step in stage.steps for m in step.networks()}
 
     def training(command, log_file, jobs):  # leaves the networks that other steps read
-        name = log_file.stem
+        name, folder = log_file.stem, log_file.parents[1]
         noted.append((name, command))
-        for network in (m for m in made if m.step == name):
-            file = log_file.parents[1] / "runs" / name / "run_1"
-            file /= f"rgb2normal_x{'_best' if network.best else ''}.pth"
+        make_folder_of(command)
+        files = [folder / "runs" / name / "run_1" / f"rgb2normal_x{'_best' * network.best}.pth"
+                 for network in made if network.step == name]  # fmt: skip
+        if "--install" in command:
+            files.append(folder / "models" / transfer_by_name(command[3]).checkpoint)
+        if name == "refits":
+            files.append(folder / "energy_models" / "depth_zbuffer2normal.pth")
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
             save_atomically(file, {"state_dict": {"weight": torch.linspace(0, 1, 10_000)}})
         return Ended()
 
@@ -430,7 +492,7 @@ def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
     store(Places(here), "test_normal", {"without 0": 1.0, "consistency 0": 0.9})
     reproduce(run, here, "--only=fractions", f"--keep={kept}")
     marks = {file.stem for file in (kept / "stages").iterdir()}
-    assert "trained_normal_0" in marks and "rooms" not in marks
+    assert "trained_normal_0" in marks
     network = kept / "runs" / "consistency_normal_0" / "run_1" / "rgb2normal_x.pth"
     ours = here / network.relative_to(kept)
     assert network.stat().st_size < 0.6 * ours.stat().st_size
@@ -448,11 +510,45 @@ def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
     assert torch.equal(restored, value.half().float())
     assert not list((kept / "runs").rglob("*.pth")), "all is done: no network is needed"
     assert (kept / "stages" / "rooms.json").is_file()
+    noted.clear()  # on a third machine: what another seed needs is made again, and no more
+    status, said, _ = reproduce(run, tmp_path / "third", f"--keep={kept}", "--seeds=2",
+                                "--questions=errors")  # fmt: skip
+    assert status == 0 and "results are no longer there" in said, said
+    names = [name for name, _ in noted]
+    assert {"rooms_plain", "baseline_normal", "consistency_normal_1", "test_normal_2",
+            "consistency_normal_0"} <= set(names)  # fmt: skip
+    assert not {"refits", "methods_normal", "shorter_normal_1", "test_normal_1"} & set(names)
+    assert max(Counter(names).values()) == 1
     status, said, _ = reproduce(run, there, f"--keep={there}")
     assert status == 2 and "--output-dir itself" in said
     (kept / "plan.json").write_text('{"scale": "cpu"}')
     status, said, _ = reproduce(run, there, f"--keep={kept}")
     assert status == 2 and "is of scale cpu" in said and "--keep" in said
+
+
+def test_test_views_are_removed_before_training_goes_on(tmp_path):
+    """They are rendered again after it, so no training can have read them."""
+    places = Places(tmp_path)
+    rooms = places.rooms("hard", test=True)
+    stages = [
+        Stage("weights", (), (Step("a", "train", ("multiperceptual_normal",)),)),
+        Stage("test_rooms", (), (Step("b", "scripts.make_rooms", (), {"output_dir": rooms}),),
+              after=("weights",)),
+        Stage("evaluation/weights", ("test_rooms",), (Step("c", "scripts.evaluate"),)),
+    ]  # fmt: skip
+
+    def renewed_after_all_but(*left):
+        rooms.mkdir(parents=True, exist_ok=True)
+        for stage in stages:
+            write_json(places.stage_mark(stage.name), {})
+        for name in left:
+            places.stage_mark(name).unlink()
+        renew(stages, stages, places)
+
+    renewed_after_all_but("evaluation/weights")
+    assert rooms.is_dir() and places.stage_mark("test_rooms").exists(), "no training is left"
+    renewed_after_all_but("evaluation/weights", "weights")
+    assert not rooms.exists() and not places.stage_mark("test_rooms").exists()
 
 
 def test_an_empty_report_says_what_was_not_measured(run, tmp_path, commands):

@@ -2,7 +2,8 @@
 
 They hold the marks of stages that are done, what the report reads of the measurements (numbers
 with six digits, compressed), and the networks, in float16, that stages still to do need.
-Rooms are not copied: they are rendered again, identically.
+Rooms are not copied: they are rendered again, identically. Networks are not kept once all that
+was asked for is done; what is asked later trains them again (`renewing`).
 """
 
 import csv
@@ -23,12 +24,13 @@ FOLDERS = ("stages", "steps", "measured", "runs", "models", "energy_models")
 Write = Callable[[Path], object]
 
 
-def keep(folder: Path, kept: Path, stages: Sequence[Stage]) -> None:
+def keep(folder: Path, kept: Path, every: Sequence[Stage], stages: Sequence[Stage]) -> None:
     """Bring the copies in `kept` up to date, and remove those that nothing needs any more.
 
-    Raises UserError if a file cannot be read or written.
+    What is done of `every` stage is kept, and the networks that those of `stages` need which are
+    not done. Raises UserError if a file cannot be read or written.
     """
-    wanted = dict(_wanted(Places(folder), stages))
+    wanted = dict(_wanted(Places(folder), every, stages))
     for name, (source, write) in wanted.items():
         copy = kept / name
         if not copy.is_file() or copy.stat().st_mtime < source.stat().st_mtime:
@@ -56,16 +58,17 @@ def restore(kept: Path, folder: Path) -> int:
     return count
 
 
-def _wanted(places: Places, stages: Sequence[Stage]) -> Iterator[tuple[str, tuple[Path, Write]]]:
+def _wanted(
+    places: Places, every: Sequence[Stage], stages: Sequence[Stage]
+) -> Iterator[tuple[str, tuple[Path, Write]]]:
     """Yield the files to keep: name in the copy, file, and the function that writes the copy."""
-    done = [stage for stage in stages if places.stage_mark(stage.name).is_file()]
-    left = [stage for stage in stages if stage not in done]
+    done = [stage for stage in every if places.stage_mark(stage.name).is_file()]
+    left = [stage for stage in stages if not places.stage_mark(stage.name).is_file()]
     for stage in done:
-        if left and all(step.program == "scripts.make_rooms" for step in stage.steps):
-            continue  # stages that are left need the rooms themselves
         for mark in (places.stage_mark(stage.name),
                      *(places.step_mark(step.key) for step in stage.steps)):  # fmt: skip
-            yield _copied(places, mark)
+            if mark.is_file():
+                yield _copied(places, mark)
     for file in sorted((places.folder / "measured").rglob("*")):
         if file.name in TABLES:
             name = f"{file.relative_to(places.folder)}.gz"
@@ -75,7 +78,9 @@ def _wanted(places: Places, stages: Sequence[Stage]) -> Iterator[tuple[str, tupl
     if not left:
         return
     trained = {step.key for stage in done for step in stage.steps}
-    for made in {made for stage in left for step in stage.steps for made in step.networks()}:
+    copied = [step for stage in done for step in stage.steps if step.program == "copy"]
+    steps = (*(step for stage in left for step in stage.steps), *copied)
+    for made in {made for step in steps for made in step.networks()}:
         if made.step in trained:
             yield _halved(places, made.file(places.folder))
     for models in (places.models, places.energy_models):

@@ -10,6 +10,7 @@ from measuring.reproduction.steps import (
     COMPARED,
     EQUAL_TIME,
     OTHER_SETS,
+    PAIR,
     Made,
     Places,
     Stage,
@@ -27,12 +28,17 @@ from measuring.reproduction.steps import (
     size_text,
     trained_key,
 )
-from measuring.reproduction.training_stages import ALL, choice_variants, weight_variants
+from measuring.reproduction.training_stages import (
+    ALL,
+    all_networks,
+    choice_variants,
+    networks_of,
+    weight_variants,
+)
 from methods.interface import TARGETS
 from methods.table import METHODS
 
 SHIFT_LEVELS = 21  # of scripts.energy_shift, with clean images
-PAIR = ("without", "consistency")
 
 
 def _evaluate(
@@ -67,12 +73,24 @@ def evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) -
             steps.append(measure(f"{kind}_{target}", folders=[places.rooms(kind, test=True)],
                                  buildings=named("test", other_buildings(size))))  # fmt: skip
         if target == size.targets[0]:
-            steps += [measure(f"{shift_name(shift)}_{target}", folders=test, shift=shift,
-                              subset_size=size.shift_views) for shift in size.shifts]  # fmt: skip
-        # with more seeds, they are measured again, into the same folders
-        again = tuple(replace(step, key=f"{step.key}_{seeds}") for step in steps)
-        stages.append(Stage(f"evaluation/{target}/{seeds}", ("test_rooms",), again))
+            degraded = [measure(f"{shift_name(shift)}_{target}", folders=test, shift=shift,
+                                subset_size=size.shift_views) for shift in size.shifts]  # fmt: skip
+            stages.append(_measuring("errors", "degraded", size, target, degraded, seeds))
+        stages.append(_measuring("errors", target, size, target, steps, seeds))
     return stages
+
+
+def _measuring(
+    question: str, name: str, size: Size, target: str, steps: Sequence[Step], seeds: int = 0
+) -> Stage:
+    """A stage that measures networks of a target.
+
+    With another number of seeds, they are measured again, into the same folders.
+    """
+    if seeds:
+        name, steps = f"{name}/{seeds}", [replace(s, key=f"{s.key}_{seeds}") for s in steps]
+    needs = ("test_rooms", *networks_of(size, target))
+    return Stage(f"evaluation/{name}", needs, tuple(steps), question=question)
 
 
 def evaluation_of_shorter(size: Size, places: Places, seeds: int) -> Stage:
@@ -83,9 +101,7 @@ def evaluation_of_shorter(size: Size, places: Places, seeds: int) -> Stage:
                  for name in PAIR for seed in range(seeds)}  # fmt: skip
     step = _evaluate(size, places, f"shorter_{target}", target, networks,
                      places.both_rooms(test=True))  # fmt: skip
-    # with more seeds, they are measured again, into the same folder
-    again = replace(step, key=f"{step.key}_{seeds}")
-    return Stage(f"evaluation/shorter/{seeds}", ("test_rooms",), (again,))
+    return _measuring("start", "shorter", size, target, [step], seeds)
 
 
 def evaluation_of_few_views(size: Size, places: Places) -> Stage:
@@ -107,7 +123,7 @@ def evaluation_of_few_views(size: Size, places: Places) -> Stage:
         networks |= {f"{name} {count}": Made(adapted_key(name, kind, count))
                      for name in PAIR for count in size.adapted}  # fmt: skip
         steps.append(_evaluate(size, places, f"adapted_{kind}", target, networks, **flags))
-    return Stage("evaluation/few_views", ("test_rooms",), tuple(steps))
+    return _measuring("views", "few_views", size, target, steps)
 
 
 def compared_networks(size: Size) -> dict[str, tuple[str, ...]]:
@@ -133,7 +149,8 @@ def evaluation_of_variants(size: Size, places: Places, methods: Sequence[str]) -
         }  # fmt: skip
         step = _evaluate(size, places, f"{group}_{target}", target, networks,
                          places.both_rooms(test=True))  # fmt: skip
-        stages.append(Stage(f"evaluation/{group}", ("test_rooms",), (step,)))
+        question = "methods" if group == "methods" else "losses"
+        stages.append(_measuring(question, group, size, target, [step]))
     return stages
 
 
@@ -153,6 +170,7 @@ def energy(size: Size, places: Places) -> list[Stage]:
                  "subset_size": 2 * size.shift_views}  # fmt: skip
         shift = Step(f"shift_{name}", "scripts.energy_shift", (), flags,
                      work=SHIFT_LEVELS * 2 * size.shift_views * each)  # fmt: skip
-        stages.append(Stage(f"energy/{name}", ("test_rooms",),
-                            (replace(step, work=images * each), shift)))  # fmt: skip
+        needs = ("test_rooms", "refits", *all_networks(size))
+        steps = (replace(step, work=images * each), shift)
+        stages.append(Stage(f"energy/{name}", needs, steps, question="energy"))
     return stages

@@ -56,7 +56,8 @@ class Size:
     precision: str = "fp32"  # of trainings, except the refits
 
 
-ESTIMATES = "step_seconds", "start_seconds", "render_rate"
+# What the results do not depend on: estimates; targets may be added later.
+NO_NUMBERS = "step_seconds", "start_seconds", "render_rate", "targets", "seeds"
 ALL_SHIFTS = (
     "blur:0.5", "blur:1", "blur:1.5", "blur:2", "blur:4", "jpeg:95", "jpeg:50", "jpeg:20",
     "jpeg:10", "jpeg:5", "noise:0.025", "noise:0.05", "noise:0.1", "noise:0.15", "noise:0.2",
@@ -120,6 +121,6 @@ def loss_steps(k: int, balanced: bool = True) -> float:
 
 
 def numbers(size: Size) -> dict:
-    """Return the scale as plain values, for plan.json, without those that are only estimates."""
+    """Return the numbers that results depend on, as plain values, for plan.json."""
     return {name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(size).items() if name not in ESTIMATES}  # fmt: skip
+            for name, value in asdict(size).items() if name not in NO_NUMBERS}  # fmt: skip

@@ -24,6 +24,7 @@ COMPARED: dict[str, tuple[str, dict[str, object]]] = {
     "random_perceptual": ("random_perceptual", {"k": 2, "random_select": True}),
     "without": ("multiperceptual", {"k": 0}),
 }
+PAIR = ("without", "consistency")
 EQUAL_TIME = "without, equal time"  # trained as long as consistency takes, and so for more steps
 # The rows of the table of methods that are COMPARED, {name in results: method}.
 NAMED_METHODS = {"without": "baseline", "consistency": "perceptual"}
@@ -83,11 +84,17 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage: its steps, and the stages that have to be done before."""
+    """A stage: its steps, and the stages that have to be done before.
+
+    It reads what the stages in `needs` make; those in `after` only have to be done before it. What
+    measures test views answers a `question`.
+    """
 
     name: str
     needs: tuple[str, ...]
     steps: tuple[Step, ...]
+    after: tuple[str, ...] = ()
+    question: str = ""
 
     def minutes(self, size: Size) -> float:
         """The expected minutes on the hardware that the scale is for: an estimate."""

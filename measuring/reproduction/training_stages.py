@@ -10,6 +10,7 @@ from measuring.reproduction.steps import (
     COMPARED,
     EQUAL_TIME,
     OTHER_SETS,
+    PAIR,
     Made,
     Places,
     Stage,
@@ -64,7 +65,7 @@ def rooms_of_the_test(size: Size, places: Places, before: tuple[str, ...]) -> St
              for parity, kind in enumerate(("plain", "hard"))]  # fmt: skip
     names = named("test", other_buildings(size))
     steps += [_render(places, size, kind, names, test=True) for kind in OTHER_SETS]
-    return Stage("test_rooms", before, tuple(steps))
+    return Stage("test_rooms", (), tuple(steps), after=before)
 
 
 def _render(places: Places, size: Size, kind: str, names: Sequence[str], test=False) -> Step:
@@ -96,12 +97,17 @@ def baseline(size: Size, places: Places, target: str) -> Stage:
 def edges(size: Size, places: Places) -> list[Stage]:
     """Train the networks between domains, and those from rgb that have no baseline of their own.
 
-    They are trained on labels alone, so they need no other network.
+    They are trained on labels alone, so they need no other network. A baseline of a target that is
+    not asked for is kept where it is there.
     """
+    there = {f"rgb2{domain}" for target, domain in TARGETS.items()
+             if places.step_mark(f"baseline_{target}_copy").is_file()
+             and (places.models / TRANSFERS["rgb", domain].checkpoint).is_file()}  # fmt: skip
     return [
-        Stage(f"edges/{group}", ("rooms",), tuple(edge(size, places, name) for name in names))
+        Stage(f"edges/{group}", ("rooms",),
+              tuple(edge(size, places, name) for name in names if name not in there))
         for group, names in networks_between(size).items()
-    ]
+    ]  # fmt: skip
 
 
 def networks_between(size: Size) -> dict[str, list[str]]:
@@ -175,8 +181,11 @@ def refits(size: Size, places: Places) -> Stage:
 # ---- training from the baseline ------------------------------------------------------
 
 
-def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping) -> Stage:
-    """Train from the baseline by each method, for equal steps, and `without` for equal time."""
+def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping) -> list[Stage]:
+    """Train from the baseline by each method, for equal steps, and `without` for equal time.
+
+    What is compared for equal time is one stage, and so runs on one machine.
+    """
     epochs, steps = size.trained_epochs, {}
     for name, (stem, flags) in methods.items():
         key = trained_key(name, target, seed)
@@ -188,7 +197,12 @@ def trained(size: Size, places: Places, target: str, seed: int, methods: Mapping
     )  # fmt: skip
     runs = places.folder / "runs" / longer.key
     longer = replace(longer, flags={**longer.flags, "results_dir": runs})
-    return Stage(f"trained/{target}/{seed}", networks_of(size, target), (*steps.values(), longer))
+    needs, others = networks_of(size, target), [steps[name] for name in steps if name not in PAIR]
+    compared = *(steps[name] for name in PAIR), longer
+    stages = [Stage(f"trained/{target}/{seed}", needs, compared)]
+    if others:
+        stages.append(Stage(f"trained/{target}/{seed}/others", needs, tuple(others)))
+    return stages
 
 
 def shorter(size: Size, places: Places, seeds: int) -> list[Stage]:
@@ -199,7 +213,7 @@ def shorter(size: Size, places: Places, seeds: int) -> list[Stage]:
     stages = [Stage("shorter/baseline", ("rooms",), (first,))]
     for seed in range(seeds):
         steps = []
-        for name in ("without", "consistency"):
+        for name in PAIR:
             stem, flags = COMPARED[name]
             steps.append(train_on(
                 size, places, short_key(name, target, seed), f"{stem}_{target}",
@@ -221,7 +235,7 @@ def fraction(size: Size, places: Places, share: float) -> Stage:
     fewer = train(size, places, start, f"rgb2{TARGETS[target]}", size.short_epochs,
                   lr=size.lr, subset_size=views)  # fmt: skip
     steps = [fewer]
-    for name in ("without", "consistency"):
+    for name in PAIR:
         stem, flags = COMPARED[name]
         steps.append(train_on(
             size, places, fraction_key(name, share), f"{stem}_{target}", size.trained_epochs,
@@ -244,7 +258,7 @@ def adapted(size: Size, places: Places) -> list[Stage]:
     target, stages = size.targets[0], []
     for kind, data in places_of.items():
         steps = []
-        for name in ("without", "consistency"):
+        for name in PAIR:
             stem, flags = COMPARED[name]
             for count in size.adapted:
                 steps.append(train_on(

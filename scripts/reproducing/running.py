@@ -94,7 +94,7 @@ def _not_done(stages: Sequence[Stage], places: Places) -> list[Stage]:
             log.info(f"{_progress(stages, stage)} {stage.name}: done before")
             continue
         names = {s.name for s in stages}
-        absent = [name for name in stage.needs
+        absent = [name for name in (*stage.needs, *stage.after)
                   if name not in names and not places.stage_mark(name).is_file()]  # fmt: skip
         if absent:
             raise UserError(f"the stage {stage.name} needs {', '.join(absent)}, not done yet: "
@@ -109,8 +109,11 @@ def _progress(stages: Sequence[Stage], stage: Stage) -> str:
 
 def _ready(waiting: Iterable[Stage], places: Places) -> list[Stage]:
     """The waiting stages that need no stage that is not done."""
-    return [stage for stage in waiting
-            if all(places.stage_mark(name).is_file() for name in stage.needs)]  # fmt: skip
+
+    def is_done(name: str) -> bool:
+        return places.stage_mark(name).is_file()
+
+    return [stage for stage in waiting if all(map(is_done, (*stage.needs, *stage.after)))]
 
 
 def _go_on(running: dict, stage: Stage, steps: Steps, after: Callable) -> None:
