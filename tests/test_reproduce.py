@@ -47,6 +47,12 @@ def text_of(step: Step, folder: Path) -> str:
     return shlex.join(running.command_of(step, folder, shown=True))
 
 
+def record_seconds(run_folder: Path, seconds: float) -> None:
+    """Write what a training records of the time that its steps took."""
+    taken = {"trained": {"steps": 2, "seconds": seconds, "peak_mib": 1.0}}
+    write_json(run_folder / "run.json", {"taken": taken})
+
+
 # ---- the plan -----------------------------------------------------------------------
 
 
@@ -150,14 +156,16 @@ def test_more_seeds_are_trained_and_measured_again(tmp_path):
 
 
 def test_equal_time_is_measured(tmp_path):
-    """The training without consistency gets as many epochs as the time of the other allows."""
+    """The training without consistency gets as many steps as the other's steps leave time for."""
     stage = next(s for s in plan(TINY, tmp_path, 1) if s.name == "trained/normal/0")
     step = next(s for s in stage.steps if s.as_long_as)
     assert step.key == trained_key(EQUAL_TIME, "normal", 0)
+    with pytest.raises(UserError, match="does not tell how long"):
+        running.command_of(step, tmp_path)
     for key, seconds in zip(step.as_long_as, (35.0, 10.0), strict=True):
-        (tmp_path / "steps").mkdir(exist_ok=True)
-        (tmp_path / "steps" / f"{key}.json").write_text(json.dumps({"intervals": [[0.0, seconds]]}))
-    assert "--max-epochs=4" in running.command_of(step, tmp_path)
+        record_seconds(tmp_path / "runs" / key / "run_1", seconds)
+    command = running.command_of(step, tmp_path)
+    assert f"--steps-per-epoch={3.5 * TINY.steps:.0f}" in command and "--max-epochs=1" in command
 
 
 def test_stages_are_chosen_by_name_or_group(tmp_path):
@@ -479,6 +487,8 @@ def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
             files.append(folder / "models" / transfer_by_name(command[3]).checkpoint)
         if name == "refits":
             files.append(folder / "energy_models" / "depth_zbuffer2normal.pth")
+        if "train" in command:
+            record_seconds(folder / "runs" / name / "run_1", 10.0)
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_atomically(file, {"state_dict": {"weight": torch.linspace(0, 1, 10_000)}})

@@ -60,7 +60,7 @@ class Step:
 
     The `program` "copy" copies the first word, a network, to the second, a file. A training that
     was interrupted is resumed. `as_long_as` are the keys of two trainings: this one has as many
-    epochs, each as long as one of the second, as fit into the time of the first.
+    steps, each as long as one of the second, as fit into the time of the first one's steps.
 
     The expected time is that of `work`, in steps of a direct loss alone, of `views` to render, and
     of the start of `programs`.

@@ -19,6 +19,7 @@ import torch
 from files import read_json, write_atomically, write_json
 from flags import as_arguments
 from measuring.reproduction.steps import Made, Places, Stage, Step
+from training.run_folder import recorded_taken
 from utils import ROOT, UserError, duration, log
 
 TAIL = 12  # lines of a failed command's log to show
@@ -236,10 +237,21 @@ def command_of(step: Step, folder: Path, shown: bool = False) -> list[str]:
     if step.program == "train" and begun and not shown:
         return ["python", "-m", "train", "--resume", str(begun[-1].parent), "--quiet"]
     if step.as_long_as and not shown:
-        whole, each = (_seconds(read_json(Places(folder).step_mark(k))["intervals"])
-                       for k in step.as_long_as)  # fmt: skip
-        flags["max_epochs"] = max(1, round(float(str(flags["max_epochs"])) * whole / each))
+        whole, each = (_seconds_of_steps(folder / "runs" / key) for key in step.as_long_as)
+        flags["steps_per_epoch"] = round(float(str(flags["steps_per_epoch"])) * whole / each)
     return ["python", "-m", step.program, *words, *as_arguments(flags)]
+
+
+def _seconds_of_steps(runs: Path) -> float:
+    """Return the time that the steps of a training took, without its start and its validation.
+
+    Raises UserError if its folder does not say.
+    """
+    for file in runs.glob("*/run.json"):
+        if taken := recorded_taken(read_json(file)).get("trained"):
+            return float(taken["seconds"])
+    raise UserError(f"{runs} does not tell how long its steps took: remove it and its file in "
+                    f"{runs.parents[1] / 'steps'}, to train again")  # fmt: skip
 
 
 def start(command: Sequence[str], log_file: Path, jobs: int) -> Process:
