@@ -12,7 +12,11 @@ from measuring.closing_table import DIRECT
 from measuring.reproduction.evaluation_stages import compared_networks
 from measuring.reproduction.plan import plan
 from measuring.reproduction.report import write_page
-from measuring.reproduction.results import above_the_frozen_networks, mean_change
+from measuring.reproduction.results import (
+    above_the_frozen_networks,
+    change_by_perfection,
+    mean_change,
+)
 from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import OTHER_SETS, Places, Stage
 from measuring.reproduction.training_stages import ALL, FIXED
@@ -143,6 +147,7 @@ def test_the_frozen_networks_own_errors_are_left_out():
     change = above_the_frozen_networks([first, first], [second, second], buildings, 100)
     assert change.percent == pytest.approx(100 * (1.5 + 0.5) / (3 + 5) - 100)
     assert change.percent_high < 0
+    assert change_by_perfection([first, first]) == pytest.approx(100 * (0.7 + 0.5) / 2 - 100)
     assert np.isnan(above_the_frozen_networks([own], [own], buildings, 100).percent)
     exact = {"percep_a × 100, true": 7 * one, **own}
     assert np.isnan(above_the_frozen_networks([exact], [exact], buildings, 100).percent)

@@ -97,9 +97,26 @@ def above_the_frozen_networks(
     A frozen network is not exact, so even the true target, mapped by it, has an error, which no
     training of rgb → target can change. It is subtracted here. NaN where it was not measured.
     """
-    mapped = {row: f"{row.removesuffix('true')}truth mapped" for row in perceptual_rows(first[0])}
-    mapped = {row: own for row, own in mapped.items() if own in first[0]}
+    mapped = _truth_mapped(first[0])
     return mean_change(first, second, list(mapped), buildings, resamples, mapped)
+
+
+def _truth_mapped(rows: Iterable[str]) -> dict[str, str]:
+    """Return {perceptual error against truth: the frozen network's own}, where it was measured."""
+    known = list(rows)
+    names = {row: f"{row.removesuffix('true')}truth mapped" for row in perceptual_rows(known)}
+    return {row: own for row, own in names.items() if own in known}
+
+
+def change_by_perfection(runs: Runs) -> float:
+    """Return the change, in per cent, of the perceptual errors if the prediction were the truth.
+
+    No prediction is known to do better. NaN where the frozen networks' own errors were not
+    measured.
+    """
+    shares = [mean_of(runs, [own]) / mean_of(runs, [row])
+              for row, own in _truth_mapped(runs[0]).items()]  # fmt: skip
+    return 100 * (float(np.mean(shares)) - 1) if shares else float("nan")
 
 
 def kinds_of_error(runs: Runs) -> dict[str, list[str]]:
