@@ -76,11 +76,10 @@ def main(
     check_writable(folder)
     with only_process_in(folder):
         claim(folder, scale, size)
-        kept = Path(keep).resolve() if keep else None
-        if kept:
-            bring(kept, folder, scale, size)
+        kept = bring(keep, folder, scale, size)
         renew(stages, selected, Places(folder))
-        after = partial(keep_copies, folder, kept, every, stages) if kept else lambda: None
+        # the report alone does not change the copies
+        after = partial(keep_copies, folder, kept if selected else None, every, stages)
         do_stages(selected, folder, jobs or default_jobs(), after)
         after()
         write_page(page, folder, scale, count, every)
@@ -154,16 +153,20 @@ def claimed(folder: Path, scale: str, size: Size, flag: str) -> bool:
     return True
 
 
-def bring(kept: Path, folder: Path, scale: str, size: Size) -> None:
+def bring(keep: str | None, folder: Path, scale: str, size: Size) -> Path | None:
     """Write what a folder of copies has and `folder` lacks; make it, if it is not there.
 
-    Raises UserError if it holds copies of another reproduction.
+    Returns the folder of copies. Raises UserError if it holds those of another reproduction.
     """
+    if not keep:
+        return None
+    kept = Path(keep).resolve()
     if kept == folder:
         raise UserError(f"`keep` {kept} is `output_dir` itself: name another folder")
     claimed(check_writable(kept), scale, size, "keep")
     if restored := restore(kept, folder):
         print(f"{restored} files restored from {kept}", flush=True)
+    return kept
 
 
 if __name__ == "__main__":

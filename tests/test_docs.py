@@ -62,6 +62,20 @@ def test_links_and_commands_name_what_is_there(document):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
+def test_the_first_table_of_the_readme_is_from_the_results():
+    """Each of its rows, without its words, is in docs/results.md: without, with, and the change."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    rows = [line.split(" | ")[1:] for line in lines[start + 1 : lines.index("", start)]]
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) >= 3
+    for without, consistency, change in rows:
+        assert any(
+            f"| {without} ±" in line and f"| {consistency} ±" in line and line.endswith(change)
+            for line in results
+        ), change  # fmt: skip
+
+
 def test_the_map_names_every_module():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     own = [file for file in ROOT.glob("*.py") if not file.name.startswith("my_")]  # no reader's

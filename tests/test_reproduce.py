@@ -520,6 +520,9 @@ def test_a_reproduction_goes_on_elsewhere(run, tmp_path, commands):
     assert torch.equal(restored, value.half().float())
     assert not list((kept / "runs").rglob("*.pth")), "all is done: no network is needed"
     assert (kept / "stages" / "rooms.json").is_file()
+    before = {file: file.stat().st_mtime_ns for file in kept.rglob("*")}
+    status, said, _ = reproduce(run, tmp_path / "report", f"--keep={kept}", "--only=report")
+    assert status == 0 and {f: f.stat().st_mtime_ns for f in kept.rglob("*")} == before, said
     noted.clear()  # on a third machine: what another seed needs is made again, and no more
     status, said, _ = reproduce(run, tmp_path / "third", f"--keep={kept}", "--seeds=2",
                                 "--questions=errors")  # fmt: skip

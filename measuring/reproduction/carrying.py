@@ -1,7 +1,7 @@
 """Small copies of a reproduction, with which it continues, or is reported, on another machine.
 
 They hold the marks of stages that are done, what the report reads of the measurements (numbers
-with six digits, compressed), and the networks, in float16, that stages still to do need.
+with four digits, compressed), and the networks, in float16, that stages still to do need.
 Rooms are not copied: they are rendered again, identically. Networks are not kept once all that
 was asked for is done; what is asked later trains them again (`renewing`).
 """
@@ -24,12 +24,15 @@ FOLDERS = ("stages", "steps", "measured", "runs", "models", "energy_models")
 Write = Callable[[Path], object]
 
 
-def keep(folder: Path, kept: Path, every: Sequence[Stage], stages: Sequence[Stage]) -> None:
+def keep(folder: Path, kept: Path | None, every: Sequence[Stage], stages: Sequence[Stage]) -> None:
     """Bring the copies in `kept` up to date, and remove those that nothing needs any more.
 
     What is done of `every` stage is kept, and the networks that those of `stages` need which are
-    not done. Raises UserError if a file cannot be read or written.
+    not done. Without a folder, nothing is kept. Raises UserError if a file cannot be read or
+    written.
     """
+    if kept is None:
+        return
     wanted = dict(_wanted(Places(folder), every, stages))
     for name, (source, write) in wanted.items():
         copy = kept / name
@@ -81,7 +84,7 @@ def _wanted(
     copied = [step for stage in done for step in stage.steps if step.program == "copy"]
     steps = (*(step for stage in left for step in stage.steps), *copied)
     for made in {made for step in steps for made in step.networks()}:
-        if made.step in trained:
+        if made.step in trained and made.is_there(places.folder):
             yield _halved(places, made.file(places.folder))
     for models in (places.models, places.energy_models):
         for file in sorted(models.glob("*.pth")):
@@ -106,7 +109,7 @@ def _save_half(file: Path, copy: Path) -> None:
 
 
 def _pack(table: Path, copy: Path) -> None:
-    """Write a CSV file compressed, its numbers with six digits."""
+    """Write a CSV file compressed, its numbers with four digits."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     with open(table, newline="", encoding="utf-8") as file:
@@ -117,7 +120,7 @@ def _pack(table: Path, copy: Path) -> None:
 
 def _short(cell: str) -> str:
     try:
-        return cell if cell.isdecimal() else f"{float(cell):.6g}"
+        return cell if cell.isdecimal() else f"{float(cell):.4g}"
     except ValueError:
         return cell
 

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from measuring.reproduction.steps import Made, Places, Stage, Step
+from measuring.reproduction.steps import Places, Stage, Step
 from transfers import transfer_by_name
-from utils import UserError, log
+from utils import log
 
 RENDERER = "scripts.make_rooms"
 TRAINERS = ("train", "scripts.train_edges")
@@ -48,7 +48,7 @@ def _is_gone(needed: Stage, stage: Stage, places: Places) -> bool:
     return (
         any(not folder.is_dir() for folder in _rooms(needed))
         or any(not file.is_file() for step in needed.steps for file in _installed(step, places))
-        or any(not _is_there(made, places) for made in read if made.step in keys)
+        or any(not made.is_there(places.folder) for made in read if made.step in keys)
     )
 
 
@@ -62,13 +62,6 @@ def _installed(step: Step, places: Places) -> Iterator[Path]:
             yield places.models / transfer.checkpoint
     elif step.program == "scripts.train_edges":
         yield next(places.energy_models.glob("*.pth"), places.energy_models / "none.pth")
-
-
-def _is_there(made: Made, places: Places) -> bool:
-    try:
-        return made.file(places.folder).is_file()
-    except UserError:
-        return False
 
 
 def _forget(stage: Stage, places: Places) -> None:

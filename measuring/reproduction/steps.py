@@ -50,6 +50,13 @@ class Made:
                             f"and {mark}, to train again")  # fmt: skip
         return files[0]
 
+    def is_there(self, folder: Path) -> bool:
+        """Whether the checkpoint is below the folder of the reproduction."""
+        try:
+            return self.file(folder).is_file()
+        except UserError:
+            return False
+
     def __str__(self) -> str:
         return f"runs/{self.step}/…{'_best' if self.best else ''}.pth"
 
