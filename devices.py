@@ -8,6 +8,7 @@ the whole batch. Without `torchrun`, there is one process, with rank 0 of 1.
 
 import datetime
 import os
+import platform
 import re
 import sys
 import threading
@@ -80,6 +81,15 @@ def _first_number(file: str, pattern: str) -> int:
     except OSError:
         return 0
     return int(match[1]) if match else 0
+
+
+def processor_name() -> str:
+    """Return the name of the processor, or of its architecture if the system does not tell more."""
+    try:
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1] if match else platform.machine()
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from devices import choose_device
+from devices import choose_device, processor_name
 from energy import get_config
 from files import write_atomically
 from flags import command_line
@@ -113,7 +113,8 @@ def main(
 def report(setup: Setup, tables: Mapping[str, Sequence[Row]], threads: int) -> str:
     """Format the measurements as Markdown: the setup, then one table per part."""
     cuda = setup.device.type == "cuda"
-    machine = torch.cuda.get_device_name() if cuda else f"{_processor()}, {threads} threads"
+    cores = f"{processor_name()} × {os.cpu_count()}, {threads} threads"
+    machine = torch.cuda.get_device_name() if cuda else cores
     lines = [
         f"`{setup.config}`, {setup.scale}, batch {setup.batch_size}, ours in {setup.how}; "
         f"{machine}; torch {torch.__version__}, Python {platform.python_version()}; "
@@ -132,15 +133,6 @@ def write_report(target: Path, text: str, setup: Setup) -> None:
     sections = [s for s in re.split(r"(?m)^(?=## )", previous) if not s.startswith(heading)]
     others = [section.rstrip() + "\n\n" for section in sections]
     write_atomically(target, lambda path: path.write_text("".join([*others, heading, "\n", text])))
-
-
-def _processor() -> str:
-    """Return the name of the processor, if the system reports it, and the number of cores."""
-    try:
-        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return f"{match[1] if match else platform.machine()} × {os.cpu_count()}"
 
 
 if __name__ == "__main__":

@@ -52,8 +52,9 @@ def _head(places: Places, scale: str, size: Size, seeds: int, stages: Sequence[S
     marks = [m for m in (_mark(places, stage) for stage in stages) if m]
     dates = sorted(mark["finished"] for mark in marks)
     machines = dict.fromkeys(
-        f"{m['hardware']['gpu'] or m['hardware']['processor']}, {m['hardware']['cores']} cores, "
-        f"torch {m['hardware']['torch']}, {counted(m['hardware']['jobs'], 'stage')} at once"
+        f"{m['hardware']['gpu'] or m['hardware']['processor']}, "
+        f"{counted(m['hardware']['cores'], 'core')}, torch {m['hardware']['torch']}, "
+        f"{counted(m['hardware']['jobs'], 'stage')} at once"
         for m in marks
     )  # fmt: skip
     seconds = whole_time(interval for mark in marks for interval in mark["intervals"])

@@ -1,7 +1,6 @@
 """Running the stages of a plan: their commands as processes, and the records of what is done."""
 
 import os
-import platform
 import shlex
 import shutil
 import signal
@@ -16,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from devices import processor_name
 from files import read_json, write_atomically, write_json
 from flags import as_arguments
 from measuring.reproduction.steps import Made, Places, Stage, Step
@@ -288,6 +288,6 @@ def hardware() -> Mapping[str, object]:
     """Describe this machine."""
     cuda = torch.cuda.is_available()
     return {
-        "processor": platform.processor() or platform.machine(), "cores": _cores(),
+        "processor": processor_name(), "cores": _cores(),
         "gpu": torch.cuda.get_device_name() if cuda else None, "torch": torch.__version__,
     }  # fmt: skip
