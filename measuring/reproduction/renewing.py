@@ -31,7 +31,7 @@ def renew(stages: Sequence[Stage], selected: Sequence[Stage], places: Places) ->
                 waiting.append(needed)
                 log.info(f"{name}: to be done again, since its results are no longer there")
     if any(step.program in TRAINERS for stage in waiting for step in stage.steps):
-        for stage in (s for s in stages if s not in waiting and s.after):
+        for stage in (s for s in stages if s.after):
             _forget(stage, places)
             for folder in _rooms(stage):
                 shutil.rmtree(folder, ignore_errors=True)

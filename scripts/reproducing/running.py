@@ -173,7 +173,7 @@ def _steps(stage: Stage, places: Places, progress: str, jobs: int) -> Steps:
     write_json(places.stage_mark(stage.name), {
         "stage": stage.name, "seconds": _seconds(intervals), "intervals": intervals,
         "finished": time.strftime("%Y-%m-%d %H:%M"), "hardware": {**hardware(), "jobs": jobs},
-        "commands": [_relative(r["command"], places.folder) for r in records],
+        "commands": [record["command"] for record in records],
     })  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def do_step(step: Step, folder: Path, jobs: int = 1) -> Steps:
     and counts when it is done.
     """
     command, part = command_of(step, folder), folder / "steps" / f"{step.key}.part"
-    record: dict = {"command": shlex.join(command), "intervals": []}
+    record: dict = {"command": _relative(shlex.join(command), folder), "intervals": []}
     if part.is_file():
         record = read_json(part)
     begun = time.time()
