@@ -10,13 +10,18 @@ from measuring.demo_networks import TARGETS
 from utils import ROOT, UserError
 from web.state import Shared, gradio
 
+PHOTOGRAPHS = ("hotel_desk", "hotel_bed", "apartment_door", "lobby_stairs")
 EXAMPLES = [
     ROOT / "assets" / name
-    for name in ("room.png", "coffee.jpg", "example_bedroom.jpg", "example_living_room.jpg")
-]
+    for name in (
+        "room.png", "example_bedroom.jpg", "example_living_room.jpg", "coffee.jpg",
+        *(f"photographs/{name}.jpg" for name in PHOTOGRAPHS),
+    )
+]  # fmt: skip
 LICENCE = (
-    "The rooms are rendered by this project (MIT licence). The photograph of a cup is by Rachel "
-    "Michetti, courtesy of Pikolo Espresso Bar, CC0."
+    "The first three rooms are rendered by this project (MIT licence). The others are photographs: "
+    "the cup by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0; the hotel, the apartment "
+    "and the lobby are views of panoramas from Poly Haven, CC0."
 )
 
 BELOW_BUTTONS = "below-buttons"  # pictures with words at their top, which buttons would hide
