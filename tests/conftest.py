@@ -3,6 +3,7 @@
 import importlib
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from rooms.writing import make_rooms  # noqa: E402
 from transfers import OWN_TRANSFERS, TRANSFERS, Scale  # noqa: E402
 
 SCALE = Scale(32, 8)
+pytest.register_assert_rewrite("small_runs")
 # Examples that failed before are not kept: a checkout may be read-only.
 hypothesis.settings.register_profile("anywhere", database=None)
 hypothesis.settings.load_profile("anywhere")
@@ -71,6 +73,28 @@ def networks(tmp_path_factory) -> Path:
         if row.trainable:
             save_network(folder / row.checkpoint, row.build(SCALE), SCALE, half=True)
     return folder
+
+
+@pytest.fixture
+def runs(rooms, networks, tmp_path):
+    """Runs of the trainer in processes of their own, each in a results folder."""
+    from small_runs import Runs
+
+    return Runs(rooms, networks, tmp_path)
+
+
+@pytest.fixture
+def stopped(rooms, networks, tmp_path):
+    """A run on copies of rooms and networks, stopped after two steps: (runs, data, models)."""
+    from small_runs import Runs, signals_at
+
+    data, models = tmp_path / "data", tmp_path / "models"
+    shutil.copytree(rooms, data)
+    shutil.copytree(networks, models)
+    runs = Runs(data, models, tmp_path)
+    arguments = ("example_normal", "--k=1", "--random-select")
+    assert runs.start("parts", *arguments, prepare=signals_at(2)).finish()[0] == 143
+    return runs, data, models
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ class Program:
     ) -> None:
         main = importlib.import_module(module).main
         self.output = output
+        self.status: int | None = None
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid:
@@ -66,5 +67,7 @@ class Program:
 
     def finish(self) -> tuple[int, str]:
         """Wait for its end: (exit status, −n for signal n; its output)."""
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status), self.output.read_text()
+        if self.status is None:
+            _, status = os.waitpid(self.pid, 0)
+            self.status = os.waitstatus_to_exitcode(status)
+        return self.status, self.output.read_text()

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from PIL import Image
-from test_resume import assert_the_same, last_state, log_of
+from small_runs import assert_the_same, last_state, log_of
 from torch import nn
 
 from datasets import Batch
