@@ -76,6 +76,12 @@ def networks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def copy(rooms, tmp_path) -> Path:
+    """A copy of the rooms, to be changed."""
+    return Path(shutil.copytree(rooms, tmp_path / "copy"))
+
+
+@pytest.fixture
 def runs(rooms, networks, tmp_path):
     """Runs of the trainer in processes of their own, each in a results folder."""
     from small_runs import Runs
