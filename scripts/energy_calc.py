@@ -30,7 +30,14 @@ from measuring.given_networks import files_of, given_networks, modules_of
 from measuring.image_files import ImageFiles
 from measuring.options import GivenOptions, LabelledOptions, NetworkOptions, check_unused
 from measuring.plots import plot_energy
-from measuring.statistics import Correlation, Table, pearson, spearman, standardised
+from measuring.statistics import (
+    Correlation,
+    Table,
+    over_buildings,
+    pearson,
+    spearman,
+    standardised,
+)
 from measuring.statistics import statistics as statistics_of
 from precision import check_precision
 from sources import settle_measuring
@@ -168,6 +175,7 @@ def report_labelled(
     write_csv(folder / "data.csv", {**labels, **table, **z})
     record = {"config": LABELLED, "views": len(views), **made_by, **statistics}
     record |= {"pearson": r._asdict(), "spearman": rho._asdict()}
+    record["over_buildings"] = resampled = over_buildings(x, y, labels["building"])
     record["energies"] = sorted(x[np.isfinite(x)].tolist())
     write_json(folder / "statistics.json", record)
     plot_energy(folder / "energy", x, y, _title(r, rho, len(views)))
@@ -176,6 +184,10 @@ def report_labelled(
     print("Correlation of the standardised energy with the error, over views:")
     print(f"Pearson  r = {_with_interval(r)} (interval: Fisher's z)")
     print(f"Spearman ρ = {_with_interval(rho)} (interval: Fisher's z, variance (1 + ρ²/2)/(n − 3))")
+    if resampled["buildings"] > 1:
+        low_high = "r in [{:+.3f}, {:+.3f}], ρ in [{:+.3f}, {:+.3f}]"
+        text = low_high.format(*resampled["pearson"], *resampled["spearman"])
+        print(f"Resampling the {resampled['buildings']} buildings, not single views: {text}")
     print(f"{len(views)} views → {folder}: data.csv, statistics.json, energy.pdf, energy.png")
 
 

@@ -219,6 +219,7 @@ def test_command_line(models, data, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Pearson  r = " in done.stdout and "Fisher's z" in done.stdout
+    assert "Resampling the 2 buildings" in done.stdout
     rows = rows_of(tmp_path / "data.csv")
     assert [row["building"] for row in rows] == ["tuff", "tuff", "zeolite", "zeolite"]
 

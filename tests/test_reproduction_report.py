@@ -1,6 +1,7 @@
 """The report of scripts.reproduce: tables, answers and figures from the result files alone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from measuring.reproduction.scales import SCALES
 from measuring.reproduction.steps import OTHER_SETS, Places, Stage
 from measuring.reproduction.training_stages import ALL, FIXED
 from methods.table import METHODS
-from tables import write_csv
+from tables import read_csv, write_csv
 
 TINY = SCALES["tiny"]
 
@@ -51,6 +52,29 @@ def store(places: Places, key: str, networks: dict[str, float], views: int = 12)
     write_csv(places.results(key) / "images.csv", columns)
 
 
+def store_energies(places: Places, key: str, noise: float, more: float = 0.0) -> None:
+    """Write what scripts.energy_calc does: errors, and energies that follow them with noise."""
+    rng = np.random.default_rng(len(key))
+    error = rng.standard_normal(40)
+    energy = error + noise * rng.standard_normal(40) + 3 * more
+    write_csv(places.results(key) / "data.csv", {
+        "building": [f"test{i % 4:03d}" for i in range(40)], "percep_a": energy, "error": error,
+        "normalized_energy": energy, "normalized_error": error})  # fmt: skip
+    columns = {"columns": {"percep_a": {"mean": 0.0, "deviation": 1.0}}}
+    write_json(places.results(key) / "statistics.json", columns)
+
+
+def store_shifts(places: Places, key: str) -> None:
+    """Write what scripts.energy_shift does: of 40 views, a tenth and then all rise above clean."""
+    clean = np.linspace(0, 1, 40)
+    levels = {("clean", 0.0): clean, ("blur (σ)", 1.0): clean + 0.1, ("blur (σ)", 2.0): clean + 2}
+    write_csv(places.results(key) / "shift_images.csv", {
+        "image": [f"test{i % 4:03d}/{i}" for _ in levels for i in range(40)],
+        "shift": [kind for kind, _ in levels for _ in range(40)],
+        "level": [level for _, level in levels for _ in range(40)],
+        "normalized_energy": np.concatenate(list(levels.values()))})  # fmt: skip
+
+
 def stored(folder: Path) -> list[Stage]:
     """Result files of the tiny scale in which consistency is ten per cent better."""
     places, stages = Places(folder), plan(TINY, folder, 2)
@@ -71,15 +95,12 @@ def stored(folder: Path) -> list[Stage]:
     factors = {"without": 1.0, "consistency": 0.9, "unsupervised": 1.05, ALL: 0.9, FIXED: 0.9}
     for group, names in compared_networks(TINY).items():
         store(places, f"{group}_normal", {n: factors.get(n, 1.2) for n in names})
-    for name, r in (("labels", 0.4), ("predictions", 0.6)):
-        for key in (f"energy_val_{name}", f"energy_{name}"):
-            values = {"value": r, "p": 0.0, "low": r - 0.1, "high": r + 0.1}
-            places.results(key).mkdir(parents=True)
-            (places.results(key) / "statistics.json").write_text(
-                json.dumps({"pearson": values, "spearman": values}))  # fmt: skip
-        write_csv(places.results(f"shift_{name}") / "shift.csv", {
-            "shift": ["clean", "blur (σ)", "blur (σ)"], "level": [0.0, 1.0, 2.0],
-            "auc": [float("nan"), r, r + 0.1]})  # fmt: skip
+    for name, noise in (("labels", 2.0), ("predictions", 0.5)):
+        store_energies(places, f"energy_val_{name}", noise)
+        store_energies(places, f"energy_{name}", noise)
+        for number, kind in enumerate(OTHER_SETS):
+            store_energies(places, f"energy_{name}_{kind}", noise, number - 1)
+        store_shifts(places, f"shift_{name}")
     for stage in stages[:3]:
         mark = places.stage_mark(stage.name)
         mark.parent.mkdir(exist_ok=True)
@@ -101,16 +122,23 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| percep_curv × 100, true"))
     assert row.endswith("| -10.0 % [-10.0, -10.0] |")
     assert "| 50 % |" in text and "-20.0 % [-20.0, -20.0]" in text
-    assert "| predictions | 0.600 [0.50, 0.70] | 0.600 [0.50, 0.70] |" in text
+    energies = read_csv(
+        tmp_path / "work/measured/energy_predictions/data.csv", ["percep_a", "error"]
+    )
+    r = np.corrcoef(energies["percep_a"], energies["error"])[0, 1]
+    (row,) = re.findall(r"\| predictions \| 0\.\d+ \[.+?\] \| (.+?) \[(.+?), (.+?)\] \|", text)
+    assert row[0] == f"{r:.3f}" and float(row[1]) < r < float(row[2])
     assert "the networks trained on predictions are chosen" in text
-    assert "| blur (σ) | 2 | 0.500 | 0.700 |" in text
+    assert "| blur (σ) | 2 | 1.000 [1.00, 1.00] | 1.000 [1.00, 1.00] |" in text
+    assert re.search(r"\| blur \(σ\) \| 1 \| 0\.58\d \[0\.\d\d, 0\.\d\d\] \|", text)
+    assert re.search(r"\| other_camera \| predictions \| 40 \| 0\.9\d\d \[", text)
     assert "3 of" in text and "a processor, 2 cores" in text and "2026-11-21" in text
     assert "python -m train --results-dir=runs/a" in text
     assert "on test rooms: direct error lower (-10.0 % [-10.0, -10.0])" in text
     both = section(text, "From baselines trained shorter and longer")
     assert "| 4 | 5.5" in both and "| 2 | 4.4" in both and "| -5.0 % [-5.0, -5.0] |" in both
     assert "| noise_0.1 | 2 | " in text  # adaptation to degraded images
-    for name in ("changes", "degraded", "auc"):
+    for name in ("changes", "degraded", "energy", "auc"):
         assert f"results/{name}.png" in text
         with Image.open(page.parent / "results" / f"{name}.png") as picture:
             assert picture.width > 300
@@ -135,9 +163,13 @@ def test_the_report_begins_with_the_claims(tmp_path):
     assert "direct: -5.0 % [-5.0, -5.0]" in short and short.endswith("| yes |")
     assert found["it helps with 50 % of the training views: normal"].endswith("| yes |")
     r = found["the energy rises with the error (the paper: r = 0.67)"]
-    assert "r = 0.600 [0.50, 0.70]" in r and r.endswith("| yes |")
+    assert re.search(r"\| r = 0\.9\d\d \[0\.\d\d, 0\.\d\d\], ρ = 0\.", r) and r.endswith("| yes |")
+    rooms = {name.split(" (")[0].split(": ")[1]: line.split(" | ")[2]
+             for name, line in found.items() if "other rooms apart" in name}  # fmt: skip
+    assert rooms == {"other furniture": "no, they have less |", "other camera": "yes |",
+                     "outdoor light": "not told apart by the interval |"}  # fmt: skip
     blur = next(line for name, line in found.items() if "images apart: blur" in name)
-    assert "0.60 0.70, from the mildest level on" in blur and "rises with every level" in blur
+    assert "0.58 1.00, from the mildest level on" in blur and "rises with every level" in blur
     shutil.rmtree(folder / "measured")
     write_page(page, folder, "tiny", 2, stages)
     empty = section(page.read_text(encoding="utf-8"), "The claims")

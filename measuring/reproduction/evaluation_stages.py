@@ -173,4 +173,17 @@ def energy(size: Size, places: Places) -> list[Stage]:
         needs = ("test_rooms", "refits", *all_networks(size))
         steps = (replace(step, work=images * each), shift)
         stages.append(Stage(f"energy/{name}", needs, steps, question="energy"))
-    return stages
+    return [*stages, _energy_of_other_sets(size, places)]
+
+
+def _energy_of_other_sets(size: Size, places: Places) -> Stage:
+    """Measure the energy on views of the other sets, with both kinds of networks."""
+    names = named("test", other_buildings(size))
+    work = len(names) * size.views * ENERGY_IMAGE_STEPS / size.batch_size
+    steps = [
+        energy_step(places, f"energy_{name}_{kind}", models, [places.rooms(kind, test=True)], names)
+        for name, models in energy_networks(places).items() for kind in OTHER_SETS
+    ]  # fmt: skip
+    needs = ("test_rooms", "refits", *all_networks(size))
+    done = tuple(replace(step, work=work) for step in steps)
+    return Stage("energy/other_sets", needs, done, question="energy")

@@ -3,7 +3,7 @@
 Nothing is decided here by hand: each answer is that of an interval.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy as np
 from measuring.closing_table import DIRECT
 from measuring.plots import BLUE, RED, save_figure
 from measuring.reproduction.report_energy import (
+    Estimate,
     areas,
+    areas_of_sets,
     chosen_on_validation,
-    correlation,
-    statistics_of,
+    read_energies,
 )
 from measuring.reproduction.results import (
     NOT_MEASURED,
@@ -125,32 +126,36 @@ def _one(claim: str, places: Places, key: str, size: Size) -> list[str]:
 def _energy(places: Places) -> Iterator[list[str]]:
     """Whether the energy of the networks that validation chose tells when to distrust."""
     name = chosen_on_validation(places)
-    r = correlation(places, f"energy_{name}", "pearson") if name else NOT_MEASURED
-    rho = correlation(places, f"energy_{name}", "spearman") if name else NOT_MEASURED
+    energies = read_energies(places, f"energy_{name}") if name else None
+    found = energies.correlations() if energies else {}
+    r, rho = (found.get(key) for key in ("pearson", "spearman"))
     yield ["the energy rises with the error (the paper: r = 0.67)",
-           r if r == NOT_MEASURED else f"r = {r}, ρ = {rho}",
-           _rises(statistics_of(places, f"energy_{name}"))]  # fmt: skip
-    found = areas(places, name) if name else {}
-    for kind in dict.fromkeys(kind for kind, _ in found):
-        values = [area for at, area in found.items() if at[0] == kind]
+           f"r = {r}, ρ = {rho}" if r else NOT_MEASURED, _above(r, 0, "it falls")]  # fmt: skip
+    apart = "the energy tells {} apart: {} (the paper, of other shifts: ROC-AUC 0.95)"
+    for kind, area in areas_of_sets(places, name).items() if name else ():
+        yield [apart.format("other rooms", kind.replace("_", " ")), f"ROC-AUC {area}",
+               _above(area, 0.5, "they have less")]  # fmt: skip
+    degraded = areas(places, name) if name else {}
+    for kind in dict.fromkeys(kind for kind, _ in degraded):
+        values = [area.value for at, area in degraded.items() if at[0] == kind]
         rises = all(a < b for a, b in zip(values, values[1:], strict=False))
-        yield [f"the energy tells degraded images apart: {kind} (the paper, of other shifts: "
-               f"ROC-AUC 0.95)",
+        yield [apart.format("degraded images", kind),
                f"{' '.join(f'{value:.2f}' for value in values)}, from the mildest level on",
                f"up to {max(values):.2f}; "
                f"{'rises' if rises else 'does not rise'} with every level"]  # fmt: skip
-    if not found:
+    if not degraded:
         yield ["the energy tells degraded images apart", NOT_MEASURED, NOT_MEASURED]
 
 
-def _rises(statistics: Mapping | None) -> str:
-    """What the interval of Pearson's r tells."""
-    if statistics is None or statistics["pearson"]["value"] is None:
+def _above(estimate: Estimate | None, level: float, otherwise: str) -> str:
+    """What the interval tells: whether the estimate is above a level."""
+    if estimate is None:
         return NOT_MEASURED
-    low, high = (statistics["pearson"][end] for end in ("low", "high"))
-    if low is None:
+    if np.isnan(estimate.low):
         return "without an interval"
-    return "yes" if low > 0 else "no, it falls" if high < 0 else "not told apart by the interval"
+    if estimate.low > level:
+        return "yes"
+    return f"no, {otherwise}" if estimate.high < level else "not told apart by the interval"
 
 
 # ---- the figure -----------------------------------------------------------------------

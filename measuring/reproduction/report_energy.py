@@ -1,110 +1,233 @@
-"""The part of the report about the energy: its correlation with the error, and ROC-AUCs."""
+"""The part of the report about the energy: its correlation with the error, and ROC-AUCs.
+
+All intervals are of bootstraps over buildings.
+"""
 
 import csv
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from files import read_json
-from measuring.plots import BLUE, RED, save_figure
+from measuring.plots import BLUE, RED, plot_energy, save_figure
 from measuring.reproduction.results import NOT_MEASURED
-from measuring.reproduction.steps import Places, energy_networks
-from measuring.statistics import pearson
+from measuring.reproduction.steps import OTHER_SETS, Places, energy_networks
+from measuring.statistics import (
+    Table,
+    Values,
+    auc_over_buildings,
+    over_buildings,
+    pearson,
+    roc_auc,
+    spearman,
+    standardised,
+)
 from tables import markdown_table, read_csv
 
 
+class Estimate(NamedTuple):
+    """A measured value with its interval; NaN without one."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Energies:
+    """An evaluation of the energy of labelled views: its result files."""
+
+    table: Table  # (N,) each: the losses, and the standardised energy and error
+    statistics: Mapping
+    buildings: list[str]
+
+    @property
+    def pair(self) -> tuple[Values, Values]:
+        """The standardised energy and error, (N,) each."""
+        return self.table["normalized_energy"], self.table["normalized_error"]
+
+    def correlations(self) -> dict[str, Estimate]:
+        """Pearson's r and Spearman's ρ, {"pearson": …, "spearman": …}; {} if not defined."""
+        values = {"pearson": pearson(*self.pair).value, "spearman": spearman(*self.pair).value}
+        if any(map(math.isnan, values.values())):
+            return {}
+        intervals = over_buildings(*self.pair, self.buildings)
+        return {name: Estimate(value, *intervals[name]) for name, value in values.items()}
+
+    def of_each_building(self) -> list[float]:
+        """Pearson's r within each building, where it is defined."""
+        names = np.asarray(self.buildings)
+        found = [pearson(*(values[names == b] for values in self.pair)).value
+                 for b in np.unique(names)]  # fmt: skip
+        return [r for r in found if np.isfinite(r)]
+
+
+def read_energies(places: Places, key: str) -> Energies | None:
+    """Return an evaluation of the energy; None if it was not done."""
+    folder = places.results(key)
+    if not all((folder / name).is_file() for name in ("data.csv", "statistics.json")):
+        return None
+    statistics = read_json(folder / "statistics.json")
+    names = [*statistics["columns"], "error", "normalized_energy", "normalized_error"]
+    buildings = _texts(folder / "data.csv", "building")
+    return Energies(read_csv(folder / "data.csv", names), statistics, buildings)
+
+
+def _texts(file: Path, column: str) -> list[str]:
+    with open(file, newline="", encoding="utf-8") as opened:
+        return [row[column] for row in csv.DictReader(opened)]
+
+
+# ---- the part of the page -------------------------------------------------------------
+
+
 def energy_part(places: Places, figures: Path) -> str:
-    """The energy against the error and against degradations, for both kinds of networks."""
+    """The energy against the error, against other rooms and against degradations."""
     title = "## Energy"
-    rows, shifts = [], {}
+    parts = [
+        *_correlation_part(places, figures),
+        *_sets_part(places),
+        *_shifts_part(places, figures),
+    ]
+    return "\n\n".join([title, *(parts or [NOT_MEASURED])])
+
+
+def _correlation_part(places: Places, figures: Path) -> list[str]:
+    rows = []
     for name in energy_networks(places):
-        keys = f"energy_val_{name}", f"energy_{name}"
-        if any(statistics_of(places, key) for key in keys):
-            cells = [correlation(places, key, "pearson") for key in keys]
-            cells += [correlation(places, keys[1], "spearman"), _per_building(places, name)]
-            rows.append([name, *cells])
-        if found := areas(places, name):
-            shifts[name] = found
+        found = [read_energies(places, f"energy{of}_{name}") for of in ("_val", "")]
+        if not any(found):
+            continue
+        validation, test = (energies.correlations() if energies else {} for energies in found)
+        cells = [validation.get("pearson"), test.get("pearson"), test.get("spearman")]
+        inside = found[1].of_each_building() if found[1] else []
+        each = (f"{np.median(inside):.2f} ({min(inside):.2f} … {max(inside):.2f}), "
+                f"n = {len(inside)}" if inside else NOT_MEASURED)  # fmt: skip
+        rows.append([name, *(str(cell) if cell else NOT_MEASURED for cell in cells), each])
     if not rows:
-        return f"{title}\n\n{NOT_MEASURED}"
+        return []
     head = ["networks domain → normal, trained on", "validation: r", "test: r", "test: ρ",
             "test: r of each building, median (range)"]  # fmt: skip
-    parts = [title, markdown_table(head, rows)]
+    parts = [markdown_table(head, rows)]
     best = chosen_on_validation(places)
-    if best:
-        parts.append(f"By validation, the networks trained on {best} are chosen.")
-    if shifts:
-        kinds = next(iter(shifts.values()))
-        lines = [[kind, f"{level:g}", *(f"{table[kind, level]:.3f}" for table in shifts.values())]
-                 for kind, level in kinds]  # fmt: skip
-        parts += ["ROC-AUC for telling degraded from clean test views by their energy:",
-                  markdown_table(["degradation", "level", *shifts], lines)]  # fmt: skip
-        plot_auc(figures / "auc", shifts)
-        parts.append("![ROC-AUC over the levels](results/auc.png)")
-    return "\n\n".join(parts)
-
-
-def statistics_of(places: Places, key: str) -> dict | None:
-    """Return the statistics of an evaluation of the energy; None if it was not done."""
-    file = places.results(key) / "statistics.json"
-    return read_json(file) if file.is_file() else None
-
-
-def correlation(places: Places, key: str, name: str) -> str:
-    """Return pearson or spearman of an evaluation of the energy, with its interval, as text."""
-    statistics = statistics_of(places, key)
-    if statistics is None or statistics[name]["value"] is None:
-        return NOT_MEASURED
-    found = statistics[name]
-    if found["low"] is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
+    if best is None:
+        return parts
+    parts.append(f"By validation, the networks trained on {best} are chosen.")
+    if energies := read_energies(places, f"energy_{best}"):
+        plot_energy(figures / "energy", *energies.pair, f"{len(energies.buildings)} test views")
+        parts.append("![error over energy of the test views](results/energy.png)")
+    return parts
 
 
 def chosen_on_validation(places: Places) -> str | None:
     """Return which networks have the larger r on validation views; None if that is not known."""
     found = {}
     for name in energy_networks(places):
-        statistics = statistics_of(places, f"energy_val_{name}") or {}
-        found[name] = statistics.get("pearson", {}).get("value")
-    if any(value is None for value in found.values()):
+        energies = read_energies(places, f"energy_val_{name}")
+        found[name] = pearson(*energies.pair).value if energies else math.nan
+    if any(map(math.isnan, found.values())):
         return None
     return max(found, key=lambda name: found[name])
 
 
-def _per_building(places: Places, name: str) -> str:
-    """Return the median and the range of r within each test building."""
-    file = places.results(f"energy_{name}") / "data.csv"
-    if not file.is_file():
-        return NOT_MEASURED
-    values = read_csv(file, ["normalized_energy", "normalized_error"])
-    with open(file, newline="", encoding="utf-8") as opened:
-        buildings = np.array([row["building"] for row in csv.DictReader(opened)])
-    found = [pearson(*(values[n][buildings == b] for n in values)).value
-             for b in np.unique(buildings)]  # fmt: skip
-    finite = [r for r in found if np.isfinite(r)]
-    if not finite:
-        return NOT_MEASURED
-    return f"{np.median(finite):.2f} ({min(finite):.2f} … {max(finite):.2f}), n = {len(finite)}"
+# ---- other rooms ------------------------------------------------------------------------
 
 
-def areas(places: Places, name: str) -> dict[tuple[str, float], float]:
+def _sets_part(places: Places) -> list[str]:
+    """The energy of other rooms than those trained on, against the test rooms."""
+    rows = []
+    for name in energy_networks(places):
+        for kind, area in areas_of_sets(places, name).items():
+            energies = read_energies(places, f"energy_{name}_{kind}")
+            assert energies is not None
+            found = energies.correlations()
+            cells = [str(found[key]) if found else NOT_MEASURED for key in ("pearson", "spearman")]
+            rows.append([kind, name, str(len(energies.buildings)), str(area), *cells])
+    if not rows:
+        return []
+    head = ["views", "networks trained on", "number", "ROC-AUC", "r", "ρ"]
+    return [
+        "Other kinds of rooms: ROC-AUC for telling them from the test rooms by their energy, and "
+        "the correlation of energy and error among them:",
+        markdown_table(head, rows),
+    ]
+
+
+def areas_of_sets(places: Places, name: str) -> dict[str, Estimate]:
+    """Return the ROC-AUC of each other set of rooms against the test rooms, {set: area}."""
+    clean, result = read_energies(places, f"energy_{name}"), {}
+    for kind in OTHER_SETS:
+        other = read_energies(places, f"energy_{name}_{kind}")
+        if clean is None or other is None:
+            continue
+        by = clean.statistics
+        columns = [standardised(part.table, by)["normalized_energy"] for part in (clean, other)]
+        buildings = [f"{number} {building}" for number, part in enumerate((clean, other))
+                     for building in part.buildings]  # fmt: skip
+        result[kind] = _area(columns[0], columns[1], buildings)
+    return result
+
+
+def _area(clean: Values, shifted: Values, buildings: list[str]) -> Estimate:
+    """The ROC-AUC with its interval; `buildings` are of the clean views, then of the others."""
+    energies = np.concatenate([clean, shifted])
+    is_shifted = np.arange(len(energies)) >= len(clean)
+    ends = auc_over_buildings(energies, is_shifted, buildings)
+    return Estimate(roc_auc(clean, shifted), *ends)
+
+
+# ---- degradations -----------------------------------------------------------------------
+
+
+def _shifts_part(places: Places, figures: Path) -> list[str]:
+    """ROC-AUCs of each level of each degradation, as a table and a figure."""
+    shifts = {name: found for name in energy_networks(places) if (found := areas(places, name))}
+    if not shifts:
+        return []
+    keys = next(iter(shifts.values()))
+    lines = [[kind, f"{level:g}", *(str(table[kind, level]) for table in shifts.values())]
+             for kind, level in keys]  # fmt: skip
+    plot_auc(figures / "auc", shifts)
+    return [
+        "ROC-AUC for telling degraded from clean test views by their energy, with both kinds of "
+        "networks:",
+        markdown_table(["degradation", "level", *shifts], lines),
+        "![ROC-AUC over the levels](results/auc.png)",
+    ]
+
+
+def areas(places: Places, name: str) -> dict[tuple[str, float], Estimate]:
     """Return the ROC-AUC of each level of degradation, {(kind, level): area}; {} if not measured.
 
     The levels of each kind are in their order of strength.
     """
-    file = places.results(f"shift_{name}") / "shift.csv"
+    file = places.results(f"shift_{name}") / "shift_images.csv"
     if not file.is_file():
         return {}
-    values = read_csv(file, ["level", "auc"])
-    with open(file, newline="", encoding="utf-8") as opened:
-        kinds = [row["shift"] for row in csv.DictReader(opened)]
-    rows = list(zip(kinds, values["level"], values["auc"], strict=True))
-    return {(kind, float(level)): float(auc) for kind, level, auc in rows if kind != "clean"}
+    values = read_csv(file, ["level", "normalized_energy"])
+    kinds = np.array(_texts(file, "shift"))
+    buildings = np.array([image.partition("/")[0] for image in _texts(file, "image")])
+    clean = kinds == "clean"
+    result = {}
+    for kind, level in dict.fromkeys(zip(kinds, values["level"], strict=True)):
+        of_level = (kinds == kind) & (values["level"] == level)
+        if kind != "clean":
+            energies = values["normalized_energy"]
+            names = [*buildings[clean], *buildings[of_level]]
+            result[str(kind), float(level)] = _area(energies[clean], energies[of_level], names)
+    return result
 
 
-def plot_auc(stem: Path, shifts: Mapping[str, Mapping[tuple[str, float], float]]) -> None:
+def plot_auc(stem: Path, shifts: Mapping[str, Mapping[tuple[str, float], Estimate]]) -> None:
     """Plot the ROC-AUC over the levels of each degradation, a line for each kind of networks."""
     from matplotlib.figure import Figure
 
@@ -112,10 +235,13 @@ def plot_auc(stem: Path, shifts: Mapping[str, Mapping[tuple[str, float], float]]
     figure = Figure(figsize=(3.2 * len(kinds), 3.4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0], kinds,
                           strict=True):  # fmt: skip
-        for (name, table), colour in zip(shifts.items(), (BLUE, RED), strict=True):
-            at = {level: auc for (k, level), auc in table.items() if k == kind}
-            axes.plot([f"{level:g}" for level in at], list(at.values()), marker="o",
-                      color=colour, label=f"trained on {name}")  # fmt: skip
+        for (name, table), colour in zip(shifts.items(), (BLUE, RED), strict=False):
+            at = {f"{level:g}": area for (k, level), area in table.items() if k == kind}
+            axes.plot(list(at), [area.value for area in at.values()], marker="o", color=colour,
+                      label=f"trained on {name}")  # fmt: skip
+            axes.fill_between(list(at), [area.low for area in at.values()],
+                              [area.high for area in at.values()], color=colour, alpha=0.15,
+                              linewidth=0)  # fmt: skip
         axes.axhline(0.5, color="grey", linewidth=0.8)
         axes.set_xlabel(kind)
     figure.axes[0].set_ylabel("ROC-AUC against clean")

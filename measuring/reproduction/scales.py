@@ -83,7 +83,7 @@ SCALES: dict[str, Size] = {
     ),
     "quick": replace(
         _CPU, image_size=32, pixels=48, train=12, refit=4, val=4, test=8, views=24,
-        targets=("normal",), seeds=1, steps=20, baseline_epochs=12, short_epochs=8, edge_epochs=2,
+        targets=("normal",), seeds=1, steps=17, baseline_epochs=12, short_epochs=8, edge_epochs=2,
         refit_epochs=2, trained_epochs=2, adapted_epochs=1, fractions=(0.2,), adapted=(16,),
         adapted_shifts=(), shifts=("blur:2", "jpeg:10", "noise:0.1"), shift_views=32,
         random_ks=(1,), winrate_ks=(2,), resamples=2000, step_seconds=0.04, start_seconds=5.0,
@@ -92,7 +92,7 @@ SCALES: dict[str, Size] = {
     "gpu": replace(
         _CPU, image_size=256, width=16, pixels=256, precision="bf16", baseline_epochs=36,
         short_epochs=12, trained_epochs=4, edge_epochs=4, refit_epochs=3, adapted_epochs=1,
-        adapted_shifts=("blur:2", "jpeg:10"), test=10, shift_views=32,
+        adapted_shifts=("blur:2", "jpeg:10"), test=10, shift_views=28,
         step_seconds=0.025, start_seconds=3.5, render_rate=100.0,
     ),
 }  # fmt: skip
