@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import nnls
 
 from energy import is_perceptual, is_straight
 
@@ -71,6 +72,25 @@ def standardised(table: Mapping[str, Values], by: Mapping) -> Table:
             s = by["error"]
             result["normalized_error"] = (table["error"] - s["mean"]) / np.float64(s["deviation"])
     return result
+
+
+def standardised_paths(table: Mapping[str, Values], by: Mapping) -> Values:
+    """Return the columns of `by`, the `statistics` of a table, standardised by these: (N, P)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.stack([(table[name] - s["mean"]) / np.float64(s["deviation"])
+                         for name, s in by["columns"].items()], axis=1)  # fmt: skip
+
+
+def fitted_weights(paths: Values, error: Values) -> Values:
+    """Return the weights (≥ 0) with which the paths' disagreements fit the error best, (P,).
+
+    `paths` are (N, P), and `error` is (N,). Least squares, both centred. All weights are 0 if
+    no path rises with the error, and NaN if the values are not finite.
+    """
+    centred = paths - paths.mean(axis=0)
+    if not np.isfinite(centred).all() or not np.isfinite(error).all():
+        return np.full(paths.shape[1], np.nan)
+    return nnls(centred, error - error.mean())[0]
 
 
 class Correlation(NamedTuple):

@@ -128,6 +128,8 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     r = np.corrcoef(energies["percep_a"], energies["error"])[0, 1]
     (row,) = re.findall(r"\| predictions \| 0\.\d+ \[.+?\] \| (.+?) \[(.+?), (.+?)\] \|", text)
     assert row[0] == f"{r:.3f}" and float(row[1]) < r < float(row[2])
+    assert f"| predictions, weighted | fitted | {r:.3f} [" in text  # one path
+    assert re.search(rf"\| a \| 0\.\d\d \| {r:.2f} \|", text)
     assert "the networks trained on predictions are chosen" in text
     assert "| blur (σ) | 2 | 1.000 [1.00, 1.00] | 1.000 [1.00, 1.00] |" in text
     assert re.search(r"\| blur \(σ\) \| 1 \| 0\.58\d \[0\.\d\d, 0\.\d\d\] \|", text)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from energy import energy_configs
 from measuring.statistics import (
     auc_over_buildings,
+    fitted_weights,
     make_table,
     over_buildings,
     pearson,
@@ -43,6 +44,19 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             result = measure(x, y)
             hits[measure] += result.low <= truth[measure] <= result.high
     assert all(0.92 <= hit / 400 <= 0.98 for hit in hits.values())
+
+
+def test_fitted_weights_are_those_of_the_errors():
+    """Weights of paths that fall with the error are 0, and it does not matter how they vary."""
+    rng = np.random.default_rng(0)
+    paths = rng.standard_normal((200, 3)) * [1, 10, 1] + [5, 0, 0]
+    error = 2 * paths[:, 0] + 0.3 * paths[:, 1] - paths[:, 2] + 7
+    paths[:, 2] *= 1e3
+    weights = fitted_weights(paths, error)
+    assert weights == pytest.approx([2, 0.3, 0], abs=0.1) and weights[2] == 0
+    assert fitted_weights(paths[:, :1], -paths[:, 0]) == 0
+    paths[3, 1] = np.nan
+    assert np.isnan(fitted_weights(paths, error)).all()
 
 
 def test_too_few_or_constant_values_give_nan():

@@ -6,7 +6,7 @@ All intervals are of bootstraps over buildings.
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,13 @@ from measuring.statistics import (
     Table,
     Values,
     auc_over_buildings,
+    fitted_weights,
     over_buildings,
     pearson,
     roc_auc,
     spearman,
     standardised,
+    standardised_paths,
 )
 from tables import markdown_table, read_csv
 
@@ -54,6 +56,19 @@ class Energies:
     def pair(self) -> tuple[Values, Values]:
         """The standardised energy and error, (N,) each."""
         return self.table["normalized_energy"], self.table["normalized_error"]
+
+    def weighted(self, other: "Energies") -> "Energies":
+        """The same with the weights of the paths that fit the errors of other views best."""
+        paths = standardised_paths(other.table, other.statistics)
+        weights = fitted_weights(paths, other.table["error"])
+        energy = standardised_paths(self.table, other.statistics) @ weights
+        return replace(self, table={**self.table, "normalized_energy": energy})
+
+    def of_each_path(self) -> dict[str, float]:
+        """Pearson's r of each path's disagreement alone, {domain: r}."""
+        error = self.table["error"]
+        return {name.removeprefix("percep_").strip("_"): pearson(self.table[name], error).value
+                for name in self.statistics["columns"]}  # fmt: skip
 
     def correlations(self) -> dict[str, Estimate]:
         """Pearson's r and Spearman's ρ, {"pearson": …, "spearman": …}; {} if not defined."""
@@ -102,22 +117,29 @@ def energy_part(places: Places, figures: Path) -> str:
 
 
 def _correlation_part(places: Places, figures: Path) -> list[str]:
-    rows = []
+    rows, paths = [], {}
     for name in energy_networks(places):
-        found = [read_energies(places, f"energy{of}_{name}") for of in ("_val", "")]
-        if not any(found):
-            continue
-        validation, test = (energies.correlations() if energies else {} for energies in found)
-        cells = [validation.get("pearson"), test.get("pearson"), test.get("spearman")]
-        inside = found[1].of_each_building() if found[1] else []
-        each = (f"{np.median(inside):.2f} ({min(inside):.2f} … {max(inside):.2f}), "
-                f"n = {len(inside)}" if inside else NOT_MEASURED)  # fmt: skip
-        rows.append([name, *(str(cell) if cell else NOT_MEASURED for cell in cells), each])
+        validation, test = (read_energies(places, f"energy{of}_{name}") for of in ("_val", ""))
+        if validation or test:
+            rows.append([name, _found(validation, "pearson"), *_of_test(test)])
+        if validation and test:
+            rows.append([f"{name}, weighted", "fitted", *_of_test(test.weighted(validation))])
+        if test:
+            paths[name] = test.of_each_path()
     if not rows:
         return []
     head = ["networks domain → normal, trained on", "validation: r", "test: r", "test: ρ",
             "test: r of each building, median (range)"]  # fmt: skip
-    parts = [markdown_table(head, rows)]
+    parts = [
+        markdown_table(head, rows),
+        "*Weighted*: in place of the mean over the paths, a sum with weights ≥ 0, which fit the "
+        "errors of the validation views best.",
+    ]
+    if paths:
+        lines = [[domain, *(f"{of_path[domain]:.2f}" for of_path in paths.values())]
+                 for domain in next(iter(paths.values()))]  # fmt: skip
+        parts += ["Each path alone, test: r",
+                  markdown_table(["path through", *paths], lines)]  # fmt: skip
     best = chosen_on_validation(places)
     if best is None:
         return parts
@@ -126,6 +148,19 @@ def _correlation_part(places: Places, figures: Path) -> list[str]:
         plot_energy(figures / "energy", *energies.pair, f"{len(energies.buildings)} test views")
         parts.append("![error over energy of the test views](results/energy.png)")
     return parts
+
+
+def _found(energies: Energies | None, name: str) -> str:
+    estimate = energies.correlations().get(name) if energies else None
+    return str(estimate) if estimate else NOT_MEASURED
+
+
+def _of_test(energies: Energies | None) -> list[str]:
+    """The cells of test views: r, ρ, and r within the buildings."""
+    inside = energies.of_each_building() if energies else []
+    each = (f"{np.median(inside):.2f} ({min(inside):.2f} … {max(inside):.2f}), "
+            f"n = {len(inside)}" if inside else NOT_MEASURED)  # fmt: skip
+    return [_found(energies, "pearson"), _found(energies, "spearman"), each]
 
 
 def chosen_on_validation(places: Places) -> str | None:
