@@ -72,6 +72,7 @@ def store_shifts(places: Places, key: str) -> None:
         "image": [f"test{i % 4:03d}/{i}" for _ in levels for i in range(40)],
         "shift": [kind for kind, _ in levels for _ in range(40)],
         "level": [level for _, level in levels for _ in range(40)],
+        "error": [0.05 + level / 100 for _, level in levels for _ in range(40)],
         "normalized_energy": np.concatenate(list(levels.values()))})  # fmt: skip
 
 
@@ -131,8 +132,8 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     assert f"| predictions, weighted | fitted | {r:.3f} [" in text  # one path
     assert re.search(rf"\| a \| 0\.\d\d \| {r:.2f} \|", text)
     assert "the networks trained on predictions are chosen" in text
-    assert "| blur (σ) | 2 | 1.000 [1.00, 1.00] | 1.000 [1.00, 1.00] |" in text
-    assert re.search(r"\| blur \(σ\) \| 1 \| 0\.58\d \[0\.\d\d, 0\.\d\d\] \|", text)
+    assert "| blur (σ) | 2 | 7.00 | 1.000 [1.00, 1.00] | 1.000 [1.00, 1.00] |" in text
+    assert re.search(r"\| blur \(σ\) \| 1 \| 6\.00 \| 0\.58\d \[0\.\d\d, 0\.\d\d\] \|", text)
     assert re.search(r"\| other_camera \| predictions \| 40 \| 0\.9\d\d \[", text)
     assert "3 of" in text and "a processor, 2 cores" in text and "2026-11-21" in text
     assert "python -m train --results-dir=runs/a" in text

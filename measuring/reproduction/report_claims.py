@@ -12,9 +12,9 @@ from measuring.closing_table import DIRECT
 from measuring.plots import BLUE, RED, save_figure
 from measuring.reproduction.report_energy import (
     Estimate,
-    areas,
     areas_of_sets,
     chosen_on_validation,
+    levels,
     read_energies,
 )
 from measuring.reproduction.results import (
@@ -135,9 +135,9 @@ def _energy(places: Places) -> Iterator[list[str]]:
     for kind, area in areas_of_sets(places, name).items() if name else ():
         yield [apart.format("other rooms", kind.replace("_", " ")), f"ROC-AUC {area}",
                _above(area, 0.5, "they have less")]  # fmt: skip
-    degraded = areas(places, name) if name else {}
+    degraded = levels(places, name) if name else {}
     for kind in dict.fromkeys(kind for kind, _ in degraded):
-        values = [area.value for at, area in degraded.items() if at[0] == kind]
+        values = [found.area.value for at, found in degraded.items() if at[0] == kind]
         rises = all(a < b for a, b in zip(values, values[1:], strict=False))
         yield [apart.format("degraded images", kind),
                f"{' '.join(f'{value:.2f}' for value in values)}, from the mildest level on",

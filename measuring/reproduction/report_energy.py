@@ -223,46 +223,52 @@ def _area(clean: Values, shifted: Values, buildings: list[str]) -> Estimate:
 # ---- degradations -----------------------------------------------------------------------
 
 
+class Level(NamedTuple):
+    """The views at a level of a degradation: mean error (L1 × 100), and ROC-AUC against clean."""
+
+    error: float
+    area: Estimate
+
+
 def _shifts_part(places: Places, figures: Path) -> list[str]:
     """ROC-AUCs of each level of each degradation, as a table and a figure."""
-    shifts = {name: found for name in energy_networks(places) if (found := areas(places, name))}
+    shifts = {name: found for name in energy_networks(places) if (found := levels(places, name))}
     if not shifts:
         return []
-    keys = next(iter(shifts.values()))
-    lines = [[kind, f"{level:g}", *(str(table[kind, level]) for table in shifts.values())]
-             for kind, level in keys]  # fmt: skip
+    first = next(iter(shifts.values()))
+    lines = [[kind, f"{level:g}", f"{found.error:.2f}",
+              *(str(of_kind[kind, level].area) for of_kind in shifts.values())]
+             for (kind, level), found in first.items()]  # fmt: skip
     plot_auc(figures / "auc", shifts)
     return [
-        "ROC-AUC for telling degraded from clean test views by their energy, with both kinds of "
-        "networks:",
-        markdown_table(["degradation", "level", *shifts], lines),
+        "Degraded test views: the direct error, and the ROC-AUC for telling them from clean ones "
+        "by their energy, with both kinds of networks:",
+        markdown_table(["degradation", "level", "direct L1 × 100", *shifts], lines),
         "![ROC-AUC over the levels](results/auc.png)",
     ]
 
 
-def areas(places: Places, name: str) -> dict[tuple[str, float], Estimate]:
-    """Return the ROC-AUC of each level of degradation, {(kind, level): area}; {} if not measured.
+def levels(places: Places, name: str) -> dict[tuple[str, float], Level]:
+    """Return each level of degradation, {(kind, level): found}; {} if not measured.
 
     The levels of each kind are in their order of strength.
     """
     file = places.results(f"shift_{name}") / "shift_images.csv"
     if not file.is_file():
         return {}
-    values = read_csv(file, ["level", "normalized_energy"])
-    kinds = np.array(_texts(file, "shift"))
+    values = read_csv(file, ["level", "error", "normalized_energy"])
+    energies, kinds = values["normalized_energy"], np.array(_texts(file, "shift"))
     buildings = np.array([image.partition("/")[0] for image in _texts(file, "image")])
-    clean = kinds == "clean"
-    result = {}
+    clean, result = kinds == "clean", {}
     for kind, level in dict.fromkeys(zip(kinds, values["level"], strict=True)):
-        of_level = (kinds == kind) & (values["level"] == level)
+        at = (kinds == kind) & (values["level"] == level)
         if kind != "clean":
-            energies = values["normalized_energy"]
-            names = [*buildings[clean], *buildings[of_level]]
-            result[str(kind), float(level)] = _area(energies[clean], energies[of_level], names)
+            area = _area(energies[clean], energies[at], [*buildings[clean], *buildings[at]])
+            result[str(kind), float(level)] = Level(100 * values["error"][at].mean(), area)
     return result
 
 
-def plot_auc(stem: Path, shifts: Mapping[str, Mapping[tuple[str, float], Estimate]]) -> None:
+def plot_auc(stem: Path, shifts: Mapping[str, Mapping[tuple[str, float], Level]]) -> None:
     """Plot the ROC-AUC over the levels of each degradation, a line for each kind of networks."""
     from matplotlib.figure import Figure
 
@@ -271,7 +277,7 @@ def plot_auc(stem: Path, shifts: Mapping[str, Mapping[tuple[str, float], Estimat
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0], kinds,
                           strict=True):  # fmt: skip
         for (name, table), colour in zip(shifts.items(), (BLUE, RED), strict=False):
-            at = {f"{level:g}": area for (k, level), area in table.items() if k == kind}
+            at = {f"{level:g}": of.area for (k, level), of in table.items() if k == kind}
             axes.plot(list(at), [area.value for area in at.values()], marker="o", color=colour,
                       label=f"trained on {name}")  # fmt: skip
             axes.fill_between(list(at), [area.low for area in at.values()],
