@@ -138,7 +138,7 @@ def _correlation_part(places: Places, figures: Path) -> list[str]:
     if paths:
         lines = [[domain, *(f"{of_path[domain]:.2f}" for of_path in paths.values())]
                  for domain in next(iter(paths.values()))]  # fmt: skip
-        parts += ["Each path alone, test: r",
+        parts += ["Each path alone, test views, r:",
                   markdown_table(["path through", *paths], lines)]  # fmt: skip
     best = chosen_on_validation(places)
     if best is None:
