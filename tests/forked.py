@@ -8,9 +8,12 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from tqdm import tqdm
 
 from flags import command_line
 
@@ -38,6 +41,7 @@ class Program:
         status = 1
         try:
             os.setsid()
+            tqdm.set_lock(threading.RLock())  # not the test's own, which a killed one leaves locked
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
