@@ -76,6 +76,13 @@ def test_the_first_table_of_the_readme_is_from_the_results():
         ), change  # fmt: skip
 
 
+def test_the_results_name_no_folder_of_the_machine_that_made_them():
+    files = [ROOT / "docs" / "results.md", *(ROOT / "docs" / "results" / "cpu").rglob("*.json")]
+    assert len(files) > 10
+    for file in files:
+        assert not re.search(r"--[a-z-]+=/", file.read_text(encoding="utf-8")), file
+
+
 def test_the_map_names_every_module():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     own = [file for file in ROOT.glob("*.py") if not file.name.startswith("my_")]  # no reader's

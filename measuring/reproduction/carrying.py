@@ -19,7 +19,7 @@ from measuring.reproduction.steps import Places, Stage
 from models import read_weights, save_atomically
 from utils import UserError
 
-TABLES = ("images.csv", "data.csv", "shift.csv", "shift_images.csv")
+TABLES = ("images.csv", "data.csv", "shift_images.csv")
 FOLDERS = ("stages", "steps", "measured", "runs", "models", "energy_models")
 Write = Callable[[Path], object]
 
