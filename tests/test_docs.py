@@ -1,6 +1,7 @@
 """What the documents say of the project is so."""
 
 import re
+import shutil
 from pathlib import Path
 
 import docs_walk
@@ -81,6 +82,20 @@ def test_the_results_name_no_folder_of_the_machine_that_made_them():
     assert len(files) > 10
     for file in files:
         assert not re.search(r"--[a-z-]+=/", file.read_text(encoding="utf-8")), file
+
+
+@pytest.mark.slow  # half a minute: the intervals of all errors
+def test_the_results_are_what_the_copies_beside_them_say(run, tmp_path):
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^Written by `python -m scripts.reproduce (.*?)`", page, re.M)
+    shutil.copytree(ROOT / "docs" / "results" / "cpu", tmp_path / "kept")
+    status, said, _ = run(
+        *words.split(), "--only=report", f"--output-dir={tmp_path / 'work'}",
+        f"--keep={tmp_path / 'kept'}", f"--report={tmp_path / 'results.md'}",
+        program="scripts.reproduce", defaults=False,
+    )  # fmt: skip
+    assert status == 0, said
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page
 
 
 def test_the_map_names_every_module():
