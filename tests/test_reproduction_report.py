@@ -141,7 +141,7 @@ def test_the_report_is_of_the_result_files_alone(tmp_path):
     both = section(text, "From baselines trained shorter and longer")
     assert "| 4 | 5.5" in both and "| 2 | 4.4" in both and "| -5.0 % [-5.0, -5.0] |" in both
     assert "| noise_0.1 | 2 | " in text  # adaptation to degraded images
-    for name in ("changes", "degraded", "energy", "auc"):
+    for name in ("changes", "degraded", "choice", "methods", "energy", "auc"):
         assert f"results/{name}.png" in text
         with Image.open(page.parent / "results" / f"{name}.png") as picture:
             assert picture.width > 300

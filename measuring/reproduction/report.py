@@ -40,7 +40,7 @@ def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequenc
         fractions_part(places, size),
         shifts_part(places, size, figures),
         adaptation_part(places, size),
-        *variant_parts(places, size),
+        *variant_parts(places, size, figures),
         energy_part(places, figures),
         _commands(places, stages),
     ]

@@ -1,8 +1,10 @@
 """The parts of the report about other trainings: other losses, weights, choices, methods."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from measuring.closing_table import DIRECT
+from measuring.plots import BLUE, save_figure
 from measuring.reproduction.evaluation_stages import compared_networks
 from measuring.reproduction.results import (
     NOT_MEASURED,
@@ -28,21 +30,34 @@ TITLES = {
     "choice": "How many perceptual losses, and which",
     "methods": "All methods",
 }
+DRAWN = "choice", "methods"  # groups of many networks have a figure
+LINEAR = 5.0  # per cent: the figures' axes are linear up to here, and logarithmic beyond
+TICKS = -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100
+
+Changes = Mapping[str, Mapping[str, Difference]]  # {network: {column: its change}}
 
 
-def variant_parts(places: Places, size: Size) -> list[str]:
+def variant_parts(places: Places, size: Size, figures: Path) -> list[str]:
     """Return the parts, one for each group of networks that is compared with `without`."""
-    return [_part(places, size, group) for group in compared_networks(size)]
+    return [_part(places, size, group, figures) for group in compared_networks(size)]
 
 
-def _part(places: Places, size: Size, group: str) -> str:
+def _part(places: Places, size: Size, group: str, figures: Path) -> str:
     target = size.targets[0]
     parts = [f"## {TITLES[group]}: {target}", _note(group, size)]
     read = read_images(places, f"{group}_{target}")
     if read is None:
         return "\n\n".join([*parts, NOT_MEASURED])
     errors, buildings = read
-    parts.append(_table(errors, buildings, size, group == "methods"))
+    changes = _changes(errors, buildings, size)
+    parts.append(_table(errors, changes, group == "methods"))
+    if group in DRAWN:
+        plot_variants(figures / group, changes)
+        parts.append(
+            f"![changes of the errors by each network](results/{group}.png)\n\n"
+            f"*The changes in the table, with 95 % intervals. The axes are logarithmic beyond "
+            f"±{LINEAR:g} %.*"
+        )
     found = "\n".join(
         f"- {name} against {other}: "
         f"{answer([errors[other]], [errors[name]], buildings, size.resamples)}"
@@ -78,35 +93,64 @@ def _shown(name: str) -> str:
     return f"{NAMED_METHODS[name]} (`{name}`)" if name in NAMED_METHODS else name
 
 
-def _table(errors: Images, buildings: Sequence[str], size: Size, names_of_methods: bool) -> str:
+def _changes(errors: Images, buildings: Sequence[str], size: Size) -> Changes:
+    """The changes of each network's errors against the first network's, for each column."""
+    first, *others = errors
+    return {
+        name: {kind: mean_change([errors[first]], [errors[name]], rows, buildings, size.resamples)
+               for kind, rows in _kinds(errors[first]).items()} for name in others
+    }  # fmt: skip
+
+
+def _table(errors: Images, changes: Changes, names_of_methods: bool) -> str:
     """The errors of each network, and their changes against the first one."""
-    first = next(iter(errors))
-    kinds = {name: rows for name, rows in _kinds(errors[first]).items() if rows}
+    kinds = _kinds(next(iter(errors.values())))
     head = ["network", *kinds, *(f"change, {name}" for name in kinds)]
     lines = []
     for name, rows in errors.items():
-        shown = _shown(name) if names_of_methods else name
-        line = [shown, *(f"{mean_of([rows], of):.3f}" for of in kinds.values())]
-        line += ["–" if name == first else
-                 change_text(_change(errors, buildings, size, name, first, of))
-                 for of in kinds.values()]  # fmt: skip
+        line = [_shown(name) if names_of_methods else name,
+                *(f"{mean_of([rows], of):.3f}" for of in kinds.values())]  # fmt: skip
+        line += [change_text(changes[name][kind]) if name in changes else "–" for kind in kinds]
         lines.append(line)
     return markdown_table(head, lines)
 
 
 def _kinds(rows: Mapping[str, object]) -> dict[str, list[str]]:
     """The columns of a table, {name: rows of errors}."""
-    return {
+    kinds = {
         "direct": [DIRECT], "angle (°)": [ANGLE] if ANGLE in rows else [],
         "perceptual, predicted": perceptual_rows(rows, "predicted"),
         "perceptual, true": perceptual_rows(rows),
     }  # fmt: skip
+    return {name: of for name, of in kinds.items() if of}
 
 
-def _change(
-    errors: Images, buildings: Sequence[str], size: Size, name: str, first: str, rows: Sequence[str]
-) -> Difference:
-    return mean_change([errors[first]], [errors[name]], rows, buildings, size.resamples)
+def plot_variants(stem: Path, changes: Changes) -> None:
+    """Plot the changes of networks' errors with their intervals, a panel for each column."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    kinds = [kind for kind in next(iter(changes.values())) if kind != "angle (°)"]
+    figure = Figure(figsize=(3.4 * len(kinds) + 1.2, 1.2 + 0.3 * len(changes)),
+                    layout="constrained")  # fmt: skip
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        for place, of in enumerate(changes.values()):
+            axes.plot([of[kind].percent_low, of[kind].percent_high], [place] * 2, color=BLUE)
+            axes.plot(of[kind].percent, place, "o", color=BLUE, markersize=4)
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set_xlabel("change (%)")
+        axes.set_title(kind, fontsize="medium")
+        axes.tick_params(labelsize="small")
+    axes.set_xscale("symlog", linthresh=LINEAR, linscale=0.7)
+    low, high = axes.get_xlim()
+    shown = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xticks(shown, [f"{tick:+d}" if tick else "0" for tick in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(1.2 * min(low, -1.0), 1.2 * max(high, 1.0))  # the ends are not on the frame
+    panels[0].set_yticks(range(len(changes)), list(changes))
+    panels[0].set_ylim(len(changes) - 0.5, -0.5)  # the first network at the top
+    save_figure(figure, stem)
 
 
 def _pairs(group: str, size: Size, errors: Images) -> list[tuple[str, str]]:
