@@ -23,7 +23,9 @@ def save_figure(figure, stem: Path) -> None:
     for kind in ("pdf", "png"):
         # into memory first: on a full disk, Matplotlib's PDF writer fails with other errors
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150)
+        # without its date, a figure of the same data is the same file
+        undated = {"CreationDate": None} if kind == "pdf" else None
+        figure.savefig(buffer, format=kind, dpi=150, metadata=undated)
         save = partial(Path.write_bytes, data=buffer.getvalue())
         write_atomically(stem.parent / f"{stem.name}.{kind}", save)
 

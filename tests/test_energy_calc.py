@@ -237,6 +237,16 @@ def test_the_plots_legend_covers_no_point(monkeypatch, tmp_path):
     assert figure.axes[0].bbox.width > 0.4 * figure.bbox.width
 
 
+def test_plots_of_the_same_values_are_the_same_files(tmp_path):
+    points = np.random.default_rng(0).normal(size=(2, 20))
+    for name in ("first", "second"):
+        plots.plot_energy(tmp_path / name, *points, "title")
+    assert b"CreationDate" not in (tmp_path / "first.pdf").read_bytes()
+    for kind in ("pdf", "png"):
+        first, second = (tmp_path / f"{name}.{kind}" for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+
+
 # ---- pixels -------------------------------------------------------------------------
 
 
