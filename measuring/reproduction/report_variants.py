@@ -24,6 +24,7 @@ from methods.table import METHODS
 from tables import markdown_table
 
 ANGLE = "angular error (°)"
+ANGLE_COLUMN = "angle (°)"
 TITLES = {
     "unsupervised": "Consistency through domains without labels",
     "weights": "Balanced or fixed weights",
@@ -118,7 +119,7 @@ def _table(errors: Images, changes: Changes, names_of_methods: bool) -> str:
 def _kinds(rows: Mapping[str, object]) -> dict[str, list[str]]:
     """The columns of a table, {name: rows of errors}."""
     kinds = {
-        "direct": [DIRECT], "angle (°)": [ANGLE] if ANGLE in rows else [],
+        "direct": [DIRECT], ANGLE_COLUMN: [ANGLE] if ANGLE in rows else [],
         "perceptual, predicted": perceptual_rows(rows, "predicted"),
         "perceptual, true": perceptual_rows(rows),
     }  # fmt: skip
@@ -130,7 +131,7 @@ def plot_variants(stem: Path, changes: Changes) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    kinds = [kind for kind in next(iter(changes.values())) if kind != "angle (°)"]
+    kinds = [kind for kind in next(iter(changes.values())) if kind != ANGLE_COLUMN]
     figure = Figure(figsize=(3.4 * len(kinds) + 1.2, 1.2 + 0.3 * len(changes)),
                     layout="constrained")  # fmt: skip
     panels = figure.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
