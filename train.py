@@ -204,8 +204,9 @@ def fit(
                     save()
                 if signal:
                     raise Stopped(signal)
-            trainer.validate()
-            output.draw_curves()
+            if trainer.validation_is_due():
+                trainer.validate()
+                output.draw_curves()
             if checkpoint:
                 output.save_epoch(trainer, checkpoint, scale)
             trainer.end_epoch()
@@ -280,7 +281,7 @@ def make_plan(
         epochs=run.max_epochs or defaults.epochs, steps_per_epoch=run.steps_per_epoch or steps,
         seed=run.seed, balance_every=options.losses.balance_every,
         precision=options.compute.precision,
-        save_every=run.save_every or 0,
+        validate_every=run.validate_every, save_every=run.save_every or 0,
         trains_on=trained if objective.method else None,
         max_seconds=run.max_seconds,
     )  # fmt: skip

@@ -119,6 +119,32 @@ def test_curves_of_both_phases_with_legends_off_the_points(tmp_path):
     assert perceptual.lines[0].get_ydata()[0] == 100  # % of the first
 
 
+def test_validation_only_every_few_epochs_trains_the_same(run):
+    """The last epoch is always validated; a run stopped at any epoch resumes the same."""
+    flags = ("example_normal", "--k=1", "--random-select", "--max-epochs=5", "--steps-per-epoch=2",
+             "--quiet")  # fmt: skip
+    folders, validated = [], {}
+    for every in (1, 2):
+        status, output, results = run(*flags, f"--validate-every={every}")
+        assert status == 0, output
+        folders.append(max(results.iterdir(), key=lambda folder: folder.stat().st_mtime_ns))
+        lines = map(json.loads, (folders[-1] / "log.jsonl").open())
+        validated[every] = [line["step"] for line in lines if line.get("split") == "val"]
+        told = [line for line in output.splitlines() if re.search(r"train epoch \d/5: loss", line)]
+        assert [", val " in line for line in told] == [
+            n % every == 0 or n == 5 for n in range(1, 6)
+        ]
+    assert validated == {1: [0, 2, 4, 6, 8, 10], 2: [0, 4, 8, 10]}
+    ends = [read_weights(folder / "rgb2normal_consistency.pth")[0] for folder in folders]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert (folders[1] / "rgb2normal_consistency_best.pth").is_file()
+    # time that is up ends an epoch that would not be validated otherwise
+    status, output, results = run(*flags, "--validate-every=5", "--max-seconds=1e-6")
+    assert status == 0 and "train epoch 1/5: loss" in output and ", val " in output, output
+    status, output, _ = run(*flags, "--validate-every=0")
+    assert status != 0 and "--validate-every has to be more than 0" in output
+
+
 def test_a_run_can_leave_visdom_alone_and_each_job_has_its_environment(run, monkeypatch):
     made = []
     monkeypatch.setattr(train, "VisdomWindows", lambda *place: made.append(place))

@@ -24,6 +24,7 @@ def check_options(options: Options, objective: Objective) -> None:
         batch_size=run.batch_size, steps_per_epoch=run.steps_per_epoch, lr=run.lr,
         subset_size=data.subset_size, max_epochs=run.max_epochs, save_every=run.save_every,
         balance_every=losses.balance_every, max_seconds=run.max_seconds,
+        validate_every=run.validate_every,
     )  # fmt: skip
     check_loading(data.num_workers, data.max_bad_fraction)
     if data.shift is not None:

@@ -50,8 +50,9 @@ class Plan:
     choice. `mode` sets the weights of all losses: "winrate" balances the sizes of their
     gradients, "standard" adds them. `squared` uses squared instead of absolute errors.
     `max_seconds` ends training at the end of the epoch in which its steps have taken that long.
-    `save_every` is the number of steps between saved states (0: only at the end of each epoch).
-    `label` names the training in the log.
+    `validate_every` is the number of epochs between validations; the last epoch always ends with
+    one. `save_every` is the number of steps between saved states (0: only at the end of each
+    epoch). `label` names the training in the log.
     """
 
     config: Mapping
@@ -67,6 +68,7 @@ class Plan:
     seed: int = 0
     balance_every: int = 1
     precision: str = "fp32"
+    validate_every: int = 1
     save_every: int = 0
     trains_on: list[str] | None = None
     max_seconds: float | None = None
@@ -92,8 +94,8 @@ class Plan:
 class Progress:
     """How far training has come.
 
-    `step` counts within the epoch. `improved` tells whether the last epoch's validation error
-    was the lowest so far.
+    `step` counts within the epoch. `improved` tells whether the epoch's validation error is the
+    lowest so far.
     """
 
     epoch: int = 0
@@ -119,10 +121,11 @@ def usual_step(
 class Trainer:
     """Trains the target network of a graph by a plan.
 
-    An epoch runs `steps()` to its end, then `validate()`, then `end_epoch()`. `progress` tells
-    how far training has come. `realities` must hold "train", which is endless, and "val";
-    `labels` are their caches. `make_step` makes the step from the plan and the cache of "train";
-    by default it is a `Step`. `seconds` is the time that the steps have taken.
+    An epoch runs `steps()` to its end, then `validate()` if `validation_is_due()`, then
+    `end_epoch()`. `progress` tells how far training has come. `realities` must hold "train", which
+    is endless, and "val"; `labels` are their caches. `make_step` makes the step from the plan and
+    the cache of "train"; by default it is a `Step`. `seconds` is the time that the steps have
+    taken.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class Trainer:
         make_step: Callable[[Plan, LabelCache], TrainingStep] | None = None,
     ) -> None:
         self.plan, self.progress, self.seconds = plan, Progress(), 0.0
+        self.is_validated = False  # whether the epoch that ends has been
         self.graph, self.logger, self.ranks = graph, logger, ranks or Ranks()
         self._train, self._val = realities["train"], realities["val"]
         self._labels = labels or {name: LabelCache(Budget(0)) for name in realities}
@@ -212,6 +216,7 @@ class Trainer:
             self._train.begin(self.global_step)
             self._batches = iter(self._train)
         if self.progress.step == 0:
+            self.progress.improved = False
             self._choose_losses()
         self.graph.train()
         waited, started = 0.0, time.monotonic()
@@ -292,10 +297,22 @@ class Trainer:
         if self._plain_lines and self.ranks.first:
             log.info(
                 "%s epoch %s/%s: %s", self.plan.label, progress.epoch, self.plan.epochs,
-                self._summary(),
+                self._summary(with_validation=self.is_validated),
             )  # fmt: skip
+        self.is_validated = False
 
     # ---- validation -----------------------------------------------------------------------
+
+    def validation_is_due(self) -> bool:
+        """Whether the epoch, whose steps are over, ends with validation: see `Plan`.
+
+        To be called on all ranks.
+        """
+        plan, epoch = self.plan, self.progress.epoch + 1
+        if epoch % plan.validate_every == 0 or epoch >= plan.epochs:
+            return True
+        limit = plan.max_seconds
+        return limit is not None and max(self.ranks.gathered(self.seconds)) >= limit
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -324,6 +341,7 @@ class Trainer:
         if progress.step:  # the validation before training does not count
             progress.improved = progress.val_error < progress.best_error
             progress.best_error = min(progress.best_error, progress.val_error)
+            self.is_validated = True
 
     def _measurable_yardsticks(self) -> dict[str, str]:
         """Return each perceptual loss's yardstick, if the views have the domains it needs."""
@@ -370,9 +388,11 @@ class Trainer:
             return f"{name} : training"
         return loss_title(self.plan.config, name, "mse" if self.plan.squared else "mae")
 
-    def _summary(self) -> str:
-        loss, progress = self.logger.means["loss"], self.progress
-        return f"loss {loss:.4f}, val {self._title('mae')} {progress.val_error:.4f}"
+    def _summary(self, with_validation: bool = True) -> str:
+        text = f"loss {self.logger.means['loss']:.4f}"
+        if not with_validation:
+            return text
+        return f"{text}, val {self._title('mae')} {self.progress.val_error:.4f}"
 
     def _advance_bar(self) -> None:
         """Advance the progress bar, which only the first rank shows."""

@@ -160,6 +160,9 @@ class RunOptions:
             exactly from its last saved state; the other flags are that run's, but --max-epochs
             and --max-seconds may be larger.
         resume_anyway: resume even if networks or views have changed since the run began.
+        validate_every: number of epochs between validations, with which curves and pictures are
+            drawn (default: 1); the last epoch always ends with one. Win rates are those of the
+            last validation.
         save_every: number of steps between the states from which a run can be resumed (default:
             an epoch).
         results_dir: where the run's folder is made (default: results/ of the base folder).
@@ -180,6 +183,7 @@ class RunOptions:
     visualize: bool = False
     resume: bool | str = False
     resume_anyway: bool = False
+    validate_every: int = 1
     save_every: int | None = None
     results_dir: str | None = None
     visdom_server: str = "localhost"

@@ -120,7 +120,7 @@ class RunOutput:
             ) from None
 
     def save_epoch(self, trainer: Trainer, checkpoint: Path, scale: Scale) -> None:
-        """Save the network, also as the best if it improved, and draw the pictures."""
+        """Save the network, also as the best if it improved; draw the pictures if validated."""
         if self.ranks.first:
             network = trainer.graph.target
             save_network(checkpoint, network, scale, **self.made_by)
@@ -130,7 +130,7 @@ class RunOutput:
             if trainer.progress.improved:
                 best = checkpoint.with_stem(f"{checkpoint.stem}_best")
                 save_network(best, network, scale, **self.made_by)
-            if self._pictures:
+            if self._pictures and trainer.is_validated:
                 epoch = f"epoch {trainer.progress.epoch + 1} of {trainer.plan.epochs}"
                 heading = f"{self.record['config']}, {epoch}"
                 self._pictures.draw(trainer.graph, "", "latest", heading)
