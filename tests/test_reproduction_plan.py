@@ -125,13 +125,30 @@ def test_a_method_that_is_not_there_is_not_in_the_plan(tmp_path):
     assert name not in left and trained_key("consistency", "normal", 0) in left
 
 
-def test_more_seeds_are_trained_and_measured_again(tmp_path):
+def test_another_seed_is_trained_and_measured_alone(tmp_path):
     one, two = ({step.key: step for stage in plan(TINY, tmp_path, n) for step in stage.steps}
                 for n in (1, 2))  # fmt: skip
     new = set(two) - set(one)
     assert {trained_key(m, "normal", 1) for m in ("consistency", "without", EQUAL_TIME)} <= new
-    assert {"test_normal_2", "blur_2_normal_2"} <= new and "rooms_plain" not in new
-    assert two["test_normal_2"].flags["output_dir"] == one["test_normal_1"].flags["output_dir"]
+    assert {"test_normal_1", "blur_2_normal_1", "shorter_normal_1"} <= new
+    assert "rooms_plain" not in new and "test_normal_0" not in new
+    assert all(two[key] == step or two[key].flags == step.flags for key, step in one.items())
+    measured = two["test_normal_1"]
+    assert measured.flags["labels"][0] == "consistency 1", "the baseline is measured with seed 0"
+    assert all(made.step.endswith("_1") for made in measured.networks())
+
+
+def test_validation_is_each_epoch_only_where_it_decides(tmp_path):
+    """The best baseline, and the losses with the highest win rates, are chosen by validation."""
+    size = SCALES["cpu"]
+    steps = {s.key: s for stage in plan(size, tmp_path, 1) for s in stage.steps}
+    rates = {key: step.flags.get("validate_every", 1) for key, step in steps.items()
+             if step.program == "train"}  # fmt: skip
+    once = {key for key, every in rates.items() if every == size.trained_epochs}
+    assert {"consistency_normal_0", "without_normal_0", "random_perceptual_depth_0"} <= once
+    decided = {"baseline_normal", "baseline_short_normal_0", "2_by_win_rate_normal_0",
+               "edge_normal2reshading"}  # fmt: skip
+    assert all(rates[key] == 1 for key in decided)
 
 
 def test_equal_time_is_measured(tmp_path):
@@ -164,13 +181,17 @@ def test_a_part_of_the_plan_answers_a_question(tmp_path):
     parts = {name: plan(size, tmp_path, 2, questions=[name]) for name in QUESTIONS}
     assert {s.name for part in parts.values() for s in part} == {s.name for s in whole}
     errors = {stage.name for stage in parts["errors"]}
-    assert "evaluation/degraded/2" in errors and "trained/depth/1/others" in errors
+    assert {
+        "evaluation/degraded/0",
+        "evaluation/degraded/1",
+    } <= errors and "trained/depth/1/others" in errors
     assert not {"refits", "edges/energy", "weights", "methods/cycle"} & errors
     assert "refits" in {stage.name for stage in parts["energy"]}
     assert "trained/normal/0" in {stage.name for stage in parts["views"]}
     depth = {stage.name for stage in plan(size, tmp_path, 2, targets=["depth"])}
     assert depth == {
-        "rooms", "baselines/depth", "edges/rgb", "edges/depth", "test_rooms", "evaluation/depth/2",
+        "rooms", "baselines/depth", "edges/rgb", "edges/depth", "test_rooms",
+        "evaluation/depth/0", "evaluation/depth/1",
         *(f"trained/depth/{seed}{end}" for seed in (0, 1) for end in ("", "/others")),
     }  # fmt: skip
     with pytest.raises(UserError, match="`questions` is errors or start .* not losess; did you"):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from measuring.reproduction.results import (
     above_the_frozen_networks,
     change_by_perfection,
     mean_change,
+    over_seeds,
+    read_groups,
 )
 from measuring.reproduction.scales import SCALES
-from measuring.reproduction.steps import OTHER_SETS, Places, Stage
+from measuring.reproduction.steps import OTHER_SETS, Places, Stage, seed_key, seed_keys
 from measuring.reproduction.training_stages import ALL, FIXED
 from methods.table import METHODS
 from tables import read_csv, write_csv
+from utils import UserError
 
 TINY = SCALES["tiny"]
 
@@ -50,6 +54,15 @@ def store(places: Places, key: str, networks: dict[str, float], views: int = 12)
         for name, values in base.items():
             columns.setdefault(name, []).extend(factor * values)
     write_csv(places.results(key) / "images.csv", columns)
+
+
+def store_seed(
+    places: Places, what: str, seed: int, baseline: float, factors: dict[str, float]
+) -> None:
+    """Write images.csv of a seed's networks, and with seed 0 that of the baseline."""
+    first = {} if seed else {"baseline": baseline}
+    named = {f"{method} {seed}": factor for method, factor in factors.items()}
+    store(places, seed_key(what, "normal", seed), first | named)
 
 
 def store_energies(places: Places, key: str, noise: float, more: float = 0.0) -> None:
@@ -79,14 +92,12 @@ def store_shifts(places: Places, key: str) -> None:
 def stored(folder: Path) -> list[Stage]:
     """Result files of the tiny scale in which consistency is ten per cent better."""
     places, stages = Places(folder), plan(TINY, folder, 2)
-    networks = {"baseline": 1.0}
-    for method, factor in (("consistency", 0.9), ("without", 1.0), ("without equal time", 1.0)):
-        networks |= {f"{method} {seed}": factor for seed in (0, 1)}
-    for key in ("test_normal", *(f"{kind}_normal" for kind in OTHER_SETS), "blur_2_normal"):
-        store(places, key, networks)
-    short = {"baseline": 0.8, "without 0": 0.8, "without 1": 0.8, "consistency 0": 0.76,
-            "consistency 1": 0.76}  # fmt: skip
-    store(places, "shorter_normal", short)
+    whole = {"consistency": 0.9, "without": 1.0, "without equal time": 1.0}
+    short = {"without": 0.8, "consistency": 0.76}
+    for seed in (0, 1):
+        for what in ("test", *OTHER_SETS, "blur_2"):
+            store_seed(places, what, seed, 1.0, whole)
+        store_seed(places, "shorter", seed, 0.8, short)
     store(places, "fraction_50percent", {"baseline": 1, "without": 1, "consistency": 0.8})
     for kind in OTHER_SETS:
         store(places, f"adapted_{kind}", {f"{m} {n}": f for m, f in
@@ -152,8 +163,8 @@ def test_the_report_begins_with_the_claims(tmp_path):
     folder, page = tmp_path / "work", tmp_path / "results.md"
     stages = stored(folder)
     places = Places(folder)
-    rise = {"baseline": 1.0, "without 0": 1.0, "consistency 0": 1.1}
-    store(places, "other_camera_normal", rise)
+    for seed in (0, 1):
+        store_seed(places, "other_camera", seed, 1.0, {"without": 1.0, "consistency": 1.1})
     write_page(page, folder, "tiny", 2, stages)
     claims = section(page.read_text(encoding="utf-8"), "The claims")
     found = {line.split(" | ")[0].strip("| "): line for line in claims.splitlines()}
@@ -193,6 +204,22 @@ def test_the_frozen_networks_own_errors_are_left_out():
     assert np.isnan(above_the_frozen_networks([own], [own], buildings, 100).percent)
     exact = {"percep_a × 100, true": 7 * one, **own}
     assert np.isnan(above_the_frozen_networks([exact], [exact], buildings, 100).percent)
+
+
+def test_seeds_are_put_together(tmp_path):
+    """Those that were asked for and are there; the views have to be the same ones."""
+    places, keys = Places(tmp_path), seed_keys("test", "normal", replace(TINY, seeds=2))
+    assert keys == ["test_normal_0", "test_normal_1"] and read_groups(places, keys) is None
+    for seed, factor in enumerate((0.9, 0.7, 0.5)):
+        store_seed(places, "test", seed, 1.0, {"consistency": factor})
+    groups, buildings = read_groups(places, keys)
+    assert {name: len(runs) for name, runs in groups.items()} == {"baseline": 1, "consistency": 2}
+    base = groups["baseline"][0][DIRECT]
+    assert np.allclose(over_seeds(groups["consistency"], DIRECT), 0.8 * base)
+    assert len(buildings) == len(base)
+    store(places, keys[1], {"consistency 1": 0.7}, views=8)
+    with pytest.raises(UserError, match="test_normal_1 and .*test_normal_0 are of different views"):
+        read_groups(places, keys)
 
 
 def section(text: str, title: str) -> str:

@@ -5,7 +5,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from measuring.reproduction.scales import ENERGY_IMAGE_STEPS, IMAGE_STEPS, Size
+from measuring.reproduction.scales import (
+    ENERGY_IMAGE_STEPS,
+    IMAGE_STEPS,
+    LABEL_STEPS,
+    MEASURING_START,
+    Size,
+)
 from measuring.reproduction.steps import (
     COMPARED,
     EQUAL_TIME,
@@ -23,6 +29,7 @@ from measuring.reproduction.steps import (
     named,
     network_scale,
     other_buildings,
+    seed_key,
     shift_name,
     short_key,
     size_text,
@@ -55,53 +62,52 @@ def _evaluate(
     buildings, few = every["buildings"], flags.get("subset_size")
     assert isinstance(buildings, list)
     images = few if isinstance(few, int) else len(buildings) * size.views
-    work = images * len(networks) * IMAGE_STEPS / size.batch_size
-    return Step(key, "scripts.evaluate", tuple(networks.values()), every, work=work)
+    work = images * (len(networks) * IMAGE_STEPS + LABEL_STEPS) / size.batch_size
+    return Step(key, "scripts.evaluate", tuple(networks.values()), every, work=work,
+                programs=MEASURING_START)  # fmt: skip
 
 
-def evaluation(size: Size, places: Places, seeds: int, methods: Sequence[str]) -> list[Stage]:
-    """Measure what was trained for each target: on test rooms, other sets, degraded images."""
+def evaluation(
+    size: Size, places: Places, target: str, seed: int, methods: Sequence[str]
+) -> list[Stage]:
+    """Measure a seed's networks of a target: on test rooms, other sets, and degraded images."""
     test, stages = places.both_rooms(test=True), []
-    for target in size.targets:
-        networks: dict[str, object] = {"baseline": Made(f"baseline_{target}", best=True)}
-        for method in (*methods, EQUAL_TIME):
-            networks |= {f"{method} {seed}": Made(trained_key(method, target, seed))
-                         for seed in range(seeds)}  # fmt: skip
-        measure = partial(_evaluate, size, places, target=target, networks=networks)
-        steps = [measure(f"test_{target}", folders=test)]
-        for kind in OTHER_SETS:
-            steps.append(measure(f"{kind}_{target}", folders=[places.rooms(kind, test=True)],
-                                 buildings=named("test", other_buildings(size))))  # fmt: skip
-        if target == size.targets[0]:
-            degraded = [measure(f"{shift_name(shift)}_{target}", folders=test, shift=shift,
-                                subset_size=size.shift_views) for shift in size.shifts]  # fmt: skip
-            stages.append(_measuring("errors", "degraded", size, target, degraded, seeds))
-        stages.append(_measuring("errors", target, size, target, steps, seeds))
-    return stages
+    networks = _with_baseline(Made(f"baseline_{target}", best=True), seed, {
+        method: Made(trained_key(method, target, seed)) for method in (*methods, EQUAL_TIME)
+    })  # fmt: skip
+    measure = partial(_evaluate, size, places, target=target, networks=networks)
+    steps = [measure(seed_key("test", target, seed), folders=test)]
+    for kind in OTHER_SETS:
+        steps.append(measure(seed_key(kind, target, seed), folders=[places.rooms(kind, test=True)],
+                             buildings=named("test", other_buildings(size))))  # fmt: skip
+    if target == size.targets[0]:
+        degraded = [measure(seed_key(shift_name(shift), target, seed), folders=test, shift=shift,
+                            subset_size=size.shift_views) for shift in size.shifts]  # fmt: skip
+        stages.append(_measuring("errors", f"degraded/{seed}", size, target, degraded))
+    return [*stages, _measuring("errors", f"{target}/{seed}", size, target, steps)]
 
 
-def _measuring(
-    question: str, name: str, size: Size, target: str, steps: Sequence[Step], seeds: int = 0
-) -> Stage:
-    """A stage that measures networks of a target.
+def _with_baseline(baseline: Made, seed: int, networks: Mapping[str, Made]) -> dict[str, object]:
+    """A seed's networks, {label: network}; the baseline, of which there is one, is with seed 0."""
+    first = {} if seed else {"baseline": baseline}
+    return {**first, **{f"{name} {seed}": made for name, made in networks.items()}}
 
-    With another number of seeds, they are measured again, into the same folders.
-    """
-    if seeds:
-        name, steps = f"{name}/{seeds}", [replace(s, key=f"{s.key}_{seeds}") for s in steps]
+
+def _measuring(question: str, name: str, size: Size, target: str, steps: Sequence[Step]) -> Stage:
+    """A stage that measures networks of a target."""
     needs = ("test_rooms", *networks_of(size, target))
     return Stage(f"evaluation/{name}", needs, tuple(steps), question=question)
 
 
-def evaluation_of_shorter(size: Size, places: Places, seeds: int) -> Stage:
-    """Measure the baseline that was trained shorter, and the networks that started from it."""
+def evaluation_of_shorter(size: Size, places: Places, seed: int) -> Stage:
+    """Measure the baseline that was trained shorter, and a seed's networks that continue it."""
     target = size.targets[0]
-    networks: dict[str, object] = {"baseline": Made(short_key("baseline", target, 0), best=True)}
-    networks |= {f"{name} {seed}": Made(short_key(name, target, seed))
-                 for name in PAIR for seed in range(seeds)}  # fmt: skip
-    step = _evaluate(size, places, f"shorter_{target}", target, networks,
+    networks = _with_baseline(Made(short_key("baseline", target, 0), best=True), seed, {
+        name: Made(short_key(name, target, seed)) for name in PAIR
+    })  # fmt: skip
+    step = _evaluate(size, places, seed_key("shorter", target, seed), target, networks,
                      places.both_rooms(test=True))  # fmt: skip
-    return _measuring("start", "shorter", size, target, [step], seeds)
+    return _measuring("start", f"shorter/{seed}", size, target, [step])
 
 
 def evaluation_of_few_views(size: Size, places: Places) -> Stage:

@@ -65,7 +65,7 @@ def plan(
     stages = _all_stages(replace(size, targets=tuple(chosen_targets)), folder, seeds, is_known)
     wanted = [
         stage.name for stage in stages if stage.question in asked
-        and (first in chosen_targets or stage.name != f"evaluation/degraded/{seeds}")
+        and (first in chosen_targets or not stage.name.startswith("evaluation/degraded"))
     ]  # fmt: skip
     return _needed(stages, wanted)
 
@@ -113,8 +113,10 @@ def _all_stages(
     stages += other_methods(size, places)
     before = tuple(stage.name for stage in stages)
     stages.append(rooms_of_the_test(size, places, before))
-    stages += evaluation(size, places, seeds, list(methods))
-    stages.append(evaluation_of_shorter(size, places, seeds))
+    for target in size.targets:
+        for seed in range(seeds):
+            stages += evaluation(size, places, target, seed, list(methods))
+    stages += [evaluation_of_shorter(size, places, seed) for seed in range(seeds)]
     stages.append(evaluation_of_few_views(size, places))
     stages += evaluation_of_variants(size, places, list(methods))
     stages += energy(size, places)

@@ -4,6 +4,7 @@ What has not been measured is marked as such.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from files import make_folder, read_json, write_atomically
@@ -30,10 +31,10 @@ def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequenc
 
     Raises UserError if a result file cannot be read, or the page cannot be written.
     """
-    size, places = SCALES[scale], Places(folder)
+    size, places = replace(SCALES[scale], seeds=seeds), Places(folder)
     figures = make_folder(page.parent / "results")
     parts = [
-        _head(places, scale, size, seeds, stages),
+        _head(places, scale, size, stages),
         claims_part(places, size, figures),
         *(target_part(places, size, target) for target in size.targets),
         shorter_part(places, size),
@@ -48,7 +49,7 @@ def write_page(page: Path, folder: Path, scale: str, seeds: int, stages: Sequenc
     write_atomically(page, lambda name: name.write_text(text, encoding="utf-8"))
 
 
-def _head(places: Places, scale: str, size: Size, seeds: int, stages: Sequence[Stage]) -> str:
+def _head(places: Places, scale: str, size: Size, stages: Sequence[Stage]) -> str:
     marks = [m for m in (_mark(places, stage) for stage in stages) if m]
     dates = sorted(mark["finished"] for mark in marks)
     machines = dict.fromkeys(
@@ -58,7 +59,7 @@ def _head(places: Places, scale: str, size: Size, seeds: int, stages: Sequence[S
         for m in marks
     )  # fmt: skip
     seconds = whole_time(interval for mark in marks for interval in mark["intervals"])
-    flags = " ".join(as_arguments({"scale": scale, "seeds": seeds}))
+    flags = " ".join(as_arguments({"scale": scale, "seeds": size.seeds}))
     lines = [
         "# Results",
         f"Written by `python -m scripts.reproduce {flags}`, which makes "
@@ -94,7 +95,8 @@ def _commands(places: Places, stages: Sequence[Stage]) -> str:
                      mark["finished"]])  # fmt: skip
         blocks += mark["commands"]
     table = markdown_table(["stage", "commands", "time", "finished"], rows)
-    listed = "```\n" + "\n".join(blocks) + "\n```"
+    # a command may be recorded for two stages, if it measured the networks of both
+    listed = "```\n" + "\n".join(dict.fromkeys(blocks)) + "\n```"
     folded = ("<details><summary>The commands, in order, with paths relative to the folder of the "
               f"results</summary>\n\n{listed}\n\n</details>")  # fmt: skip
     return f"## Stages and commands\n\n{table}\n\n{folded if blocks else ''}"

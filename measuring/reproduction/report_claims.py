@@ -21,17 +21,23 @@ from measuring.reproduction.results import (
     NOT_MEASURED,
     Runs,
     above_the_frozen_networks,
-    by_method,
     change_by_perfection,
     change_text,
     finding,
     kinds_of_error,
     mean_change,
     perceptual_rows,
-    read_images,
+    read_groups,
 )
 from measuring.reproduction.scales import Size
-from measuring.reproduction.steps import EQUAL_TIME, OTHER_SETS, Places, shift_name, size_text
+from measuring.reproduction.steps import (
+    EQUAL_TIME,
+    OTHER_SETS,
+    Places,
+    seed_keys,
+    shift_name,
+    size_text,
+)
 from measuring.statistics import Difference
 from tables import markdown_table
 
@@ -56,8 +62,7 @@ def claims_part(places: Places, size: Size, figures: Path) -> str:
 def _errors(places: Places, size: Size) -> Iterator[list[str]]:
     """Whether the errors of each target are lower, against equal steps and against equal time."""
     for target in size.targets:
-        read = read_images(places, f"test_{target}")
-        groups, buildings = (by_method(read[0]), read[1]) if read else ({}, [])
+        groups, buildings = read_groups(places, seed_keys("test", target, size)) or ({}, [])
         for kind in ("direct error", "perceptual errors against truth"):
             claim = f"consistency lowers the {kind}: {target}"
             found = {}
@@ -100,24 +105,24 @@ def _elsewhere(places: Places, size: Size) -> Iterator[list[str]]:
     target = size.targets[0]
     steps = size.short_epochs * size.steps
     yield _one(f"it lowers the errors of a baseline of {steps} steps: {target}", places,
-               f"shorter_{target}", size)  # fmt: skip
+               seed_keys("shorter", target, size), size)  # fmt: skip
     shown = {kind.replace("_", " "): kind for kind in OTHER_SETS}
     for name, key in {**shown, "blurred images": shift_name(STRONG_BLUR)}.items():
-        yield _one(f"it generalises better to {name}: {target}", places, f"{key}_{target}", size)
+        yield _one(f"it generalises better to {name}: {target}", places,
+                   seed_keys(key, target, size), size)  # fmt: skip
     for share in size.fractions:
         yield _one(f"it helps with {100 * share:g} % of the training views: {target}", places,
-                   f"fraction_{size_text(share)}", size)  # fmt: skip
+                   [f"fraction_{size_text(share)}"], size)  # fmt: skip
 
 
-def _one(claim: str, places: Places, key: str, size: Size) -> list[str]:
-    """The direct and the perceptual error of one evaluation, against equal steps."""
-    read = read_images(places, key)
-    groups = by_method(read[0]) if read else {}
-    if not read or not {"without", "consistency"} <= set(groups):
+def _one(claim: str, places: Places, keys: Sequence[str], size: Size) -> list[str]:
+    """The direct and the perceptual error of evaluations of the same views, against equal steps."""
+    groups, buildings = read_groups(places, keys) or ({}, [])
+    if not {"without", "consistency"} <= set(groups):
         return [claim, NOT_MEASURED, NOT_MEASURED]
     changes = {
         kind.partition(" ")[0]: mean_change(groups["without"], groups["consistency"], names,
-                                            read[1], size.resamples)
+                                            buildings, size.resamples)
         for kind, names in kinds_of_error(groups["without"]).items() if names
     }  # fmt: skip
     return [claim, *_told(changes)]
@@ -167,9 +172,9 @@ def plot_changes(stem: Path, places: Places, size: Size) -> bool:
 
     panels = {}
     for target in size.targets:
-        read = read_images(places, f"test_{target}")
-        if read and {"without", "consistency"} <= set(groups := by_method(read[0])):
-            panels[target] = groups, read[1]
+        groups, buildings = read_groups(places, seed_keys("test", target, size)) or ({}, [])
+        if {"without", "consistency"} <= set(groups):
+            panels[target] = groups, buildings
     if not panels:
         return False
     height = 1.5 + 0.28 * max(len(_shown(groups["without"])) for groups, _ in panels.values())

@@ -11,15 +11,22 @@ from measuring.reproduction.results import (
     NOT_MEASURED,
     above_the_frozen_networks,
     answer,
-    by_method,
     change_text,
     mean_change,
     mean_of,
     perceptual_rows,
+    read_groups,
     read_images,
 )
 from measuring.reproduction.scales import Size
-from measuring.reproduction.steps import EQUAL_TIME, OTHER_SETS, Places, shift_name, size_text
+from measuring.reproduction.steps import (
+    EQUAL_TIME,
+    OTHER_SETS,
+    Places,
+    seed_keys,
+    shift_name,
+    size_text,
+)
 from measuring.statistics import Values
 from tables import markdown_table
 
@@ -27,15 +34,14 @@ from tables import markdown_table
 def target_part(places: Places, size: Size, target: str) -> str:
     """Each error of each method on the test rooms, and the change by consistency everywhere."""
     title = f"## {target.capitalize()}: equal steps, equal time"
-    read = read_images(places, f"test_{target}")
+    read = read_groups(places, seed_keys("test", target, size))
     if read is None:
         return f"{title}\n\n{NOT_MEASURED}"
-    errors, buildings = read
-    groups = by_method(errors)
+    groups, buildings = read
     pair = [groups.get(name) for name in ("without", "consistency")]
     head = ["error", *groups, *(["consistency against without"] if all(pair) else [])]
     rows = []
-    for row in next(iter(errors.values())):
+    for row in next(iter(groups.values()))[0]:
         rows.append([row, *(_mean_text(runs, row) for runs in groups.values())])
         if pair[0] and pair[1] and row.endswith("truth mapped"):
             rows[-1].append("–")  # the same for all networks
@@ -45,9 +51,9 @@ def target_part(places: Places, size: Size, target: str) -> str:
     parts = [title, markdown_table(head, rows)]
     changes = []
     for place, key in {"test rooms": "test", **{k: k for k in OTHER_SETS}}.items():
-        found = read_images(places, f"{key}_{target}")
+        found = read_groups(places, seed_keys(key, target, size))
         if found:
-            changes += _changes(place, by_method(found[0]), found[1], size)
+            changes += _changes(place, *found, size)
     if changes:
         head = ["views", "consistency against", "direct", "perceptual, predicted",
                 "perceptual, true", "perceptual, true, above the truth mapped"]  # fmt: skip
@@ -92,11 +98,11 @@ def shifts_part(places: Places, size: Size, figures: Path) -> str:
     levels: dict[str, dict[float, dict[str, tuple[float, float]]]] = {}
     rows: list[list[str]] = []
     for shift in size.shifts:
-        read = read_images(places, f"{shift_name(shift)}_{target}")
+        read = read_groups(places, seed_keys(shift_name(shift), target, size))
         if not read:
             continue
         kind, _, level = shift.partition(":")
-        groups = by_method(read[0])
+        groups, buildings = read
         found = {
             method: (mean_of(runs, [DIRECT]), mean_of(runs, perceptual_rows(runs[0])))
             for method, runs in groups.items()
@@ -106,7 +112,7 @@ def shifts_part(places: Places, size: Size, figures: Path) -> str:
                                     in found.values())])  # fmt: skip
         for names in ([DIRECT], perceptual_rows(groups["without"][0])):
             rows[-1].append(change_text(mean_change(groups["without"], groups["consistency"],
-                                                    names, read[1], size.resamples)))  # fmt: skip
+                                                    names, buildings, size.resamples)))  # fmt: skip
     title = f"## Degraded images: {target}"
     if not levels:
         return f"{title}\n\n{NOT_MEASURED}"
@@ -148,13 +154,12 @@ def shorter_part(places: Places, size: Size) -> str:
     """Training with and without consistency, from the baseline and from a shorter one."""
     rows, target = [], size.targets[0]
     for epochs, key in ((size.short_epochs, "shorter"), (size.baseline_epochs, "test")):
-        read = read_images(places, f"{key}_{target}")
-        groups = by_method(read[0]) if read else {}
-        if not read or not {"baseline", "without", "consistency"} <= set(groups):
+        groups, buildings = read_groups(places, seed_keys(key, target, size)) or ({}, [])
+        if not {"baseline", "without", "consistency"} <= set(groups):
             continue
         pair = groups["without"], groups["consistency"]
         start, *direct = (f"{mean_of(runs, [DIRECT]):.3f}" for runs in (groups["baseline"], *pair))
-        changes = [mean_change(*pair, names, read[1], size.resamples)
+        changes = [mean_change(*pair, names, buildings, size.resamples)
                    for names in ([DIRECT], perceptual_rows(pair[0][0]),
                                  perceptual_rows(pair[0][0], "predicted"))]  # fmt: skip
         rows.append([str(epochs * size.steps), start, *direct, *map(change_text, changes)])
@@ -173,16 +178,16 @@ def fractions_part(places: Places, size: Size) -> str:
     """The errors after training on shares of the views."""
     rows, target = [], size.targets[0]
     for share in (*size.fractions, 1.0):
-        key = f"test_{target}" if share == 1 else f"fraction_{size_text(share)}"
-        read = read_images(places, key)
+        whole, part_key = seed_keys("test", target, size), f"fraction_{size_text(share)}"
+        read = read_groups(places, whole if share == 1 else [part_key])
         if read is None:
             continue
-        groups = by_method(read[0])
+        groups, buildings = read
         names = perceptual_rows(groups["without"][0])
         one, two = groups["without"], groups["consistency"]
         direct = (f"{mean_of(runs, [DIRECT]):.3f}" for runs in (one, two))
         rows.append([f"{100 * share:g} %", *direct,
-                     *(change_text(mean_change(one, two, part, read[1], size.resamples))
+                     *(change_text(mean_change(one, two, part, buildings, size.resamples))
                        if part else NOT_MEASURED for part in ([DIRECT], names))])  # fmt: skip
     head = ["training views", "without, direct", "consistency, direct", "change, direct",
             "change, perceptual, true"]  # fmt: skip

@@ -42,6 +42,28 @@ def read_images(places: Places, key: str) -> tuple[Images, list[str]] | None:
                         f"measure it again") from None  # fmt: skip
 
 
+def read_groups(
+    places: Places, keys: Iterable[str]
+) -> tuple[dict[str, list[dict[str, Values]]], list[str]] | None:
+    """Return what evaluations of the same views found, {method: its runs}, and their buildings.
+
+    None if none of the evaluations was done. Raises UserError if a file cannot be read, or if the
+    views differ.
+    """
+    found = {key: read for key in keys if (read := read_images(places, key))}
+    if not found:
+        return None
+    errors: Images = {}
+    (first, (_, buildings)), *_ = found.items()
+    for key, (more, others) in found.items():
+        if others != buildings:
+            raise UserError(f"{places.results(key)} and {places.results(first)} are of different "
+                            f"views: remove their stages' files, to measure them "
+                            f"again")  # fmt: skip
+        errors |= more
+    return by_method(errors), buildings
+
+
 def by_method(errors: Images) -> dict[str, list[dict[str, Values]]]:
     """Group networks named "consistency 0", "consistency 1", … by method, one for each seed."""
     groups: dict[str, list[dict[str, Values]]] = {}

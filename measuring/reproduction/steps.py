@@ -70,7 +70,7 @@ class Step:
     steps, each as long as one of the second, as fit into the time of the first one's steps.
 
     The expected time is that of `work`, in steps of a direct loss alone, of `views` to render, and
-    of the start of `programs`.
+    of the start of `programs`, in starts of a training.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Step:
     flags: Mapping[str, object] = field(default_factory=dict)
     work: float = 0.0
     views: int = 0
-    programs: int = 1
+    programs: float = 1
     as_long_as: tuple[str, str] | None = None
 
     def networks(self) -> Iterator[Made]:
@@ -197,6 +197,16 @@ def fraction_key(method: str, share: float) -> str:
     return f"{method}_{size_text(share)}"
 
 
+def seed_key(what: str, target: str, seed: int) -> str:
+    """The key of a step that measures a seed's networks of a target."""
+    return f"{what}_{target}_{seed}"
+
+
+def seed_keys(what: str, target: str, size: Size) -> list[str]:
+    """The keys of the steps that measure the networks of a target, one for each seed."""
+    return [seed_key(what, target, seed) for seed in range(size.seeds)]
+
+
 def size_text(share: float) -> str:
     """A share in per cent, as part of a name."""
     return f"{100 * share:g}percent"
@@ -243,7 +253,8 @@ def train(size: Size, places: Places, key: str, name: str, epochs: int, **flags:
     adapts = every["split"] == places.split("adapt")
     images = min(HELD_OUT, size.views if adapts else size.val * size.views)
     each = DIRECT_IMAGE_STEPS if name.startswith("rgb2") else IMAGE_STEPS
-    measured = (epochs + 3) * images / size.batch_size * each  # each epoch, and the closing table
+    validations = epochs // int(str(flags.get("validate_every", 1)))
+    measured = (validations + 3) * images / size.batch_size * each  # 3: start and closing table
     return Step(key, "train", (name,), every, work=work + measured)
 
 
@@ -258,8 +269,13 @@ def _step_cost(name: str, flags: Mapping[str, object]) -> float:
 
 
 def train_on(size: Size, places: Places, key: str, name: str, epochs: int, **flags: object) -> Step:
-    """Continue training from the target's baseline, or from the network of the flag `init`."""
+    """Continue training from the target's baseline, or from the network of the flag `init`.
+
+    The last network is the one that is measured, so only win rates need a validation each epoch.
+    """
     every: dict[str, object] = {"lr": size.trained_lr, "schedule": "cosine", "no_imagenet": True}
+    if flags.get("random_select") or flags.get("mode") == "standard" or flags.get("k") == 0:
+        every["validate_every"] = epochs
     return train(size, places, key, name, epochs, **every | flags)
 
 
