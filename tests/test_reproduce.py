@@ -1,5 +1,6 @@
 """scripts.reproduce: its stages as processes, resuming, and the whole."""
 
+import gzip
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import scripts.reproducing.running as running
 import scripts.train_edges as train_edges
 from files import write_json
 from flags import as_arguments
+from measuring.reproduction.carrying import keep
 from measuring.reproduction.plan import plan
 from measuring.reproduction.renewing import renew
 from measuring.reproduction.results import whole_time
@@ -317,6 +319,16 @@ def test_a_reproduction_goes_on_elsewhere(begun):
     assert not {"refits", "methods_normal", "shorter_normal_1", "test_normal_0",
                 "consistency_normal_0"} & set(names)  # fmt: skip
     assert max(Counter(names).values()) == 1
+
+
+def test_the_same_measurements_make_the_same_copies(tmp_path):
+    """So that copies in a repository change only where what was measured has changed."""
+    places, copies = Places(tmp_path / "work"), [tmp_path / "one", tmp_path / "two"]
+    store(places, "test_normal_0", {"without 0": 1.0})
+    for kept in copies:
+        keep(places.folder, kept, [], [])
+    one, two = (kept / "measured" / "test_normal_0" / "images.csv.gz" for kept in copies)
+    assert one.read_bytes() == two.read_bytes() and gzip.decompress(one.read_bytes())
 
 
 def test_the_report_is_written_from_copies_alone(begun):

@@ -114,8 +114,8 @@ def _pack(table: Path, copy: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     with open(table, newline="", encoding="utf-8") as file:
         writer.writerows([_short(cell) for cell in row] for row in csv.reader(file))
-    with gzip.GzipFile(copy, "wb", mtime=0) as packed:
-        packed.write(text.getvalue().encode())
+    # without time and (temporary) name, so that the same numbers make the same file
+    copy.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def _short(cell: str) -> str:
