@@ -78,7 +78,7 @@ def _errors(places: Places, size: Size) -> Iterator[list[str]]:
             measured, holds = _told({"equal steps": change})
             most = change_by_perfection(groups["without"])
             if np.isfinite(most):
-                measured += (f"; the whole of these errors would change by {most:.1f} % if the "
+                measured += (f"; the whole of these errors would change by {most:+.1f} % if the "
                              f"predictions were the truth")  # fmt: skip
             yield [f"… of the part that the frozen networks do not cause: {target}", measured,
                    holds]  # fmt: skip
