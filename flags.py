@@ -376,7 +376,8 @@ def _converting(main: Callable) -> Callable:
     def run(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         for name, text in bound.arguments.items():
-            bound.arguments[name] = _converted(name, hints[name], text)
+            if text is not None:  # fire gives a positional argument that was left out as None
+                bound.arguments[name] = _converted(name, hints[name], text)
         return main(*bound.args, **bound.kwargs)
 
     run.__signature__ = signature  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -266,6 +267,18 @@ def test_the_program_writes_tables_and_pictures(run, networks, others, tmp_path)
     for name in ("baseline", "one", "two"):
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 4 * 128 and picture.height > 6 * 128
+
+
+def test_without_checkpoints_both_of_the_models_folder_are_measured(
+    run, networks, others, tmp_path
+):  # fmt: skip
+    models = shutil.copytree(networks, tmp_path / "models")
+    for file in (others / "one").glob("*.pth"):
+        shutil.copy(file, models)
+    status, said, _ = call(run, models, tmp_path, "--perceptual=none")
+    assert status == 0, said
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(record["errors"]) == ["baseline", "consistency"]
 
 
 def test_the_errors_are_those_of_the_closing_table(run, networks, others, tmp_path):
