@@ -7,9 +7,9 @@ from pathlib import Path
 
 from measuring.reproduction.scales import (
     ENERGY_IMAGE_STEPS,
+    EVALUATION_START,
     IMAGE_STEPS,
     LABEL_STEPS,
-    MEASURING_START,
     Size,
 )
 from measuring.reproduction.steps import (
@@ -64,7 +64,7 @@ def _evaluate(
     images = few if isinstance(few, int) else len(buildings) * size.views
     work = images * (len(networks) * IMAGE_STEPS + LABEL_STEPS) / size.batch_size
     return Step(key, "scripts.evaluate", tuple(networks.values()), every, work=work,
-                programs=MEASURING_START)  # fmt: skip
+                programs=EVALUATION_START)  # fmt: skip
 
 
 def evaluation(

@@ -105,7 +105,7 @@ IMAGE_STEPS = 8 / 3
 LABEL_STEPS = 7 / 3  # and its labels through the frozen ones, once for all networks
 DIRECT_IMAGE_STEPS = 1 / 3
 ENERGY_IMAGE_STEPS = 15 / 3  # seven paths of two networks, and the direct one
-MEASURING_START = 0.25  # of a training's start, that of a program that measures (6.7 s of 30 s)
+EVALUATION_START = 0.25  # of a training's start, that of scripts.evaluate (6.7 s of 30 s)
 HELD_OUT = 256  # validation views that a training measures after each epoch, at most
 
 METHOD_STEPS = {
